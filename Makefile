@@ -1,0 +1,47 @@
+# Everything runs in .venv, made on first use. `make` alone lists the targets.
+VENV := .venv
+PY := $(VENV)/bin/python
+INPUTS := pyproject.toml constraints.txt tools/bootstrap.sh
+SOAK_SECONDS ?= 1800
+export PYTHONPATH =
+
+.PHONY: help demo test lint type bench soak fuzz clean redis
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/.stamp-local  ## handwritten digits through an embedded server and an executor
+	$(PY) examples/demo.py
+
+test: lint type redis  ## lint, types, then every test
+	$(PY) -m pytest
+
+lint: $(VENV)/.stamp-dev  ## ruff, formatting, generated code
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(if $(wildcard tools/unasync.py),$(PY) tools/unasync.py --check)
+
+type: $(VENV)/.stamp-dev  ## mypy, strict
+	$(PY) -m mypy
+	$(PY) -m mypy --explicit-package-bases $(wildcard tests examples benchmarks/*.py tools/*.py)
+
+bench: $(VENV)/.stamp-dev redis  ## every benchmarks/bench_*.py
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) "$$file"; done
+
+soak: $(VENV)/.stamp-dev redis  ## mixed load for SOAK_SECONDS, every answer checked
+	$(PY) benchmarks/soak.py --seconds $(SOAK_SECONDS)
+
+fuzz: $(VENV)/.stamp-dev redis  ## the property tests with many more examples
+	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m hypothesis -o timeout=0
+
+clean:  ## remove the venv, caches and everything built
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The demo needs a fraction of what development needs, so each has its own stamp in the same venv.
+$(VENV)/.stamp-local $(VENV)/.stamp-dev: $(VENV)/.stamp-%: $(INPUTS)
+	@sh tools/bootstrap.sh $*
+
+# Not a file target: what it unpacks or links may vanish with the system's package, so it looks each time.
+redis:
+	@sh tools/get_redis.sh

@@ -1,0 +1,1 @@
+"""Processes beside a shard that take jobs, run models, and write the results back."""

@@ -1,0 +1,1 @@
+"""Backends: what runs models of one kind (see `base`)."""

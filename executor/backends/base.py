@@ -1,0 +1,143 @@
+"""What a backend is, and how one is found by its name."""
+
+import functools
+import importlib.metadata
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from keyside.tensorstore.errors import ModelFailed
+from keyside.tensorstore.records import Signature
+
+__all__ = ["Array", "Backend", "LoadedModel", "contiguous", "find", "gpu_index", "names", "one_line"]
+
+GROUP = "keyside.backends"
+REASON_LIMIT = 500
+_GPU = re.compile(r"GPU:?(\d{1,3})?", re.ASCII)
+
+Array = npt.NDArray[Any]
+
+
+@runtime_checkable
+class LoadedModel(Protocol):
+    """A model in memory, ready to run.
+
+    `run` may be called from any thread; `close` only when no run is under way.
+    """
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """An estimate of the memory that it holds."""
+        ...
+
+    @property
+    def stackable(self) -> bool:
+        """Whether requests may be stacked on dim 0: False where the model is known to mix or fix its rows."""
+        ...
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run the model on arrays in the order of its signature; the results are C-contiguous.
+
+        Raises:
+            RunFailed: the model does not take these inputs, or fails on them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give its memory back."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A way to run models of one kind."""
+
+    name: str
+
+    def available(self) -> str:
+        """Return why it cannot be used here, or an empty text."""
+        ...
+
+    def load(
+        self,
+        blob: bytes | memoryview,
+        *,
+        device: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        options: Mapping[str, Any],
+        allow_code: bool,
+        threads: int,
+    ) -> LoadedModel:
+        """Make a model ready to run: check it, load it and warm it up.
+
+        Args:
+            blob: the model's file.
+            device: the device queue that it is stored for, such as CPU, GPU or GPU:1.
+            inputs: names given with INPUTS; empty if none were.
+            outputs: names given with OUTPUTS; empty if none were.
+            options: what was given with OPTIONS.
+            allow_code: whether the operator lets models be code.
+            threads: threads that one run may use.
+
+        Raises:
+            BadModel: the blob is not what this backend loads, or asks for what is refused.
+            ModelFailed: it is, but cannot be made to run here.
+        """
+        ...
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Return the names of the backends that are installed."""
+    return tuple(sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)}))
+
+
+@functools.cache
+def find(name: str) -> Backend:
+    """Return a backend by its name; letters may be of either case.
+
+    Raises:
+        ModelFailed: there is none of that name, or it cannot be used here.
+    """
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.name.upper() == name.upper():
+            try:
+                backend = point.load()()
+            except Exception as error:
+                raise ModelFailed(f"backend {name} cannot be used: {one_line(error)}") from error
+            if not isinstance(backend, Backend):
+                raise ModelFailed(f"backend {name} cannot be used: {point.value} is not a backend")
+            reason = backend.available()
+            if reason:
+                raise ModelFailed(f"backend {name} cannot be used: {reason}")
+            return backend
+    raise ModelFailed(f"no backend {name}; this executor has {', '.join(names()) or 'none'}")
+
+
+def one_line(error: object, limit: int = REASON_LIMIT) -> str:
+    """Return the text of an error on one line, cut to a length that fits into a reply."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def contiguous(array: Array) -> Array:
+    """Return the array as native code needs it: in C order and aligned; a copy only where it must be."""
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned:
+        return array
+    return np.array(array, order="C", copy=True)
+
+
+def gpu_index(device: str) -> int | None:
+    """Return which GPU a device queue such as GPU, GPU:1 or GPU0 stands for; None if it is none of a GPU."""
+    match = _GPU.match(device.upper())
+    return None if match is None else int(match[1] or 0)

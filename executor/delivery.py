@@ -1,0 +1,135 @@
+"""Ends jobs: replies and outputs to the server, through lost connections and a lost function library."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hiredis
+import structlog
+
+from keyside.executor.metrics import Metrics
+from keyside.executor.protocol import Finished, Job, complete
+from keyside.executor.runner import Ran
+from keyside.executor.wire import Wire, as_error
+from keyside.tensorstore.errors import LibraryMissing, Unreachable
+
+__all__ = ["Delivery", "Parcel"]
+
+
+class Parcel:
+    """Commands that end jobs, until the server has answered them.
+
+    Sending them twice does no harm: the second time the entries are no longer pending, and nothing is written.
+    """
+
+    __slots__ = ("commands", "device", "ended", "ran")
+
+    def __init__(self, device: str, commands: list[list[Any]], ended: Sequence[Finished], ran: Ran | None) -> None:
+        self.device = device
+        self.commands = commands
+        self.ended = ended
+        self.ran = ran
+
+
+class Delivery:
+    """Makes parcels and sees them through.
+
+    Args:
+        consumer: this executor in the job streams.
+        held: the jobs that it holds, by entry id; those that have ended are taken out.
+        install: loads the function library again.
+        gave_up: whether to stop trying.
+    """
+
+    def __init__(
+        self,
+        consumer: bytes,
+        held: dict[bytes, Job],
+        metrics: Metrics,
+        install: Callable[[Wire], None],
+        gave_up: threading.Event,
+    ) -> None:
+        self._consumer = consumer
+        self._held = held
+        self._metrics = metrics
+        self._install = install
+        self._gave_up = gave_up
+        self._log = structlog.get_logger()
+
+    def ran(self, device: str, ran: Ran) -> Parcel:
+        """Pack the jobs of a batch."""
+        commands = complete(
+            device,
+            self._consumer,
+            len(self._held) + 16,
+            ran.model.id,
+            int(ran.seconds * 1e6),
+            ran.samples,
+            ran.ended,
+        )
+        return Parcel(device, commands, ran.ended, ran)
+
+    def failed(self, device: str, ended: Sequence[Finished]) -> Parcel:
+        """Pack jobs that did not run."""
+        commands = complete(device, self._consumer, len(self._held) + 16, b"", 0, 0, ended)
+        return Parcel(device, commands, ended, None)
+
+    def send(self, wire: Wire, parcel: Parcel) -> None:
+        """Deliver a parcel, connecting again and loading the library again where that is needed.
+
+        Raises:
+            Unreachable: the executor was told to stop before it could be delivered.
+        """
+        pause = 0.05
+        while True:
+            try:
+                if not wire.connected:
+                    wire.connect()
+                if self.settle(parcel, wire.call_many(parcel.commands)):
+                    return
+                self._install(wire)
+            except Unreachable:
+                if self._gave_up.wait(pause):
+                    raise
+                pause = min(pause * 2, 2.0)
+
+    def settle(self, parcel: Parcel, replies: Sequence[Any]) -> bool:
+        """Take the replies to a parcel; False if it has to be sent again once the library is there.
+
+        Raises:
+            Unreachable: the server cannot take it now.
+        """
+        status = replies[-1]
+        if isinstance(status, hiredis.ReplyError):
+            error = as_error(status)
+            if isinstance(error, LibraryMissing):
+                return False
+            if str(status).startswith(("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY ")):
+                raise Unreachable(str(status))
+            self._log.error("completion refused", error=str(error), jobs=len(parcel.ended))
+            self._forget(parcel)
+            return True
+        self._count(parcel, bytes(status))
+        self._forget(parcel)
+        return True
+
+    def _forget(self, parcel: Parcel) -> None:
+        for ended in parcel.ended:
+            self._held.pop(ended.job.id, None)
+
+    def _count(self, parcel: Parcel, status: bytes) -> None:
+        if len(status) == len(parcel.ended):
+            lost = status.count(b"0")
+            if lost:
+                self._log.warning("jobs were taken over or cancelled meanwhile", device=parcel.device, jobs=lost)
+                self._metrics.event("jobs_lost", lost)
+        ran = parcel.ran
+        if ran is not None:
+            self._metrics.observe_batch(
+                ran.model.key, str(ran.model.version), len(ran.ended), ran.samples, ran.queued * 1e6, ran.seconds * 1e6,
+                sum(ended.error is not None for ended in ran.ended),
+            )  # fmt: skip
+            return
+        for ended in parcel.ended:
+            code = "ERR" if ended.error is None else ended.error.code
+            self._metrics.observe_failure(ended.job.key.decode(errors="replace"), str(ended.job.version), code)

@@ -1,0 +1,117 @@
+"""One device's runs: a thread that runs batches while the worker claims and transfers the next ones."""
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from keyside.executor.batching import Batcher
+from keyside.executor.model import Model
+from keyside.executor.protocol import Finished, Job
+from keyside.executor.runner import Runner
+from keyside.executor.wire import Wire
+from keyside.tensorstore.errors import KeysideError
+
+if TYPE_CHECKING:
+    from keyside.executor.worker import Worker
+
+__all__ = ["Lane"]
+
+HOLD_S = 0.05
+"""How much work, in seconds, may wait here: the more, the less is left for other executors."""
+
+
+class Lane(threading.Thread):
+    """The runs of one device queue that are too long for the worker's own thread.
+
+    Args:
+        worker: that claims for it and ends its jobs.
+        device: the queue.
+    """
+
+    def __init__(self, worker: "Worker", device: str, runner: Runner) -> None:
+        super().__init__(name=f"lane-{device}", daemon=True)
+        self.device = device
+        self.running: list[Job] = []
+        self._worker = worker
+        self._runner = runner
+        self._batcher = Batcher()
+        self._ended: list[Finished] = []
+        self._lock = threading.Condition()
+        self._cost = 0.005  # seconds of one job, smoothed: what a claim of many would hold back from others
+        self._stopping = False
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait here."""
+        return self._batcher.size
+
+    def room(self, claim: int) -> int:
+        """Return how many jobs to claim for this device now."""
+        return min(claim, max(2, int(HOLD_S / self._cost))) - self._batcher.size
+
+    def put(self, model: Model, job: Job) -> None:
+        """Queue a job that `model.prepare` has seen."""
+        with self._lock:
+            self._batcher.add(model, job)
+            self._lock.notify()
+
+    def end(self, finished: Finished) -> None:
+        """Queue the end of a job that does not run."""
+        with self._lock:
+            self._ended.append(finished)
+            self._lock.notify()
+
+    def drop(self, gone: set[bytes]) -> None:
+        """Forget queued jobs that have been answered otherwise."""
+        with self._lock:
+            self._batcher.drop(gone)
+
+    def note_cost(self, seconds: float, jobs: int) -> None:
+        """Take note of what a run has cost."""
+        self._cost += 0.3 * (max(seconds / jobs, 1e-6) - self._cost)
+
+    def stop(self) -> None:
+        """End the thread once nothing waits any more."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify()
+
+    def run(self) -> None:
+        """Run batches until stopped."""
+        wire = self._worker.new_wire(f"lane-{self.device}")
+        try:
+            while True:
+                work = self._next()
+                if work is None:
+                    return
+                ended, batch = work
+                if ended:
+                    self._worker.end_failed(wire, self.device, ended)
+                if batch is not None:
+                    self._run_batch(wire, *batch)
+        finally:
+            wire.close()
+
+    def _next(self) -> tuple[list[Finished], tuple[Model, list[Job]] | None] | None:
+        with self._lock:
+            while True:
+                now = time.monotonic()
+                batch = self._batcher.take(now)
+                if batch is not None or self._ended:
+                    ended, self._ended = self._ended, []
+                    self.running = [] if batch is None else batch[1]
+                    return ended, batch
+                if self._stopping and not self._batcher.size:
+                    return None
+                self._lock.wait(self._batcher.wait(now))
+
+    def _run_batch(self, wire: Wire, model: Model, batch: list[Job]) -> None:
+        self._worker.wake_claim()
+        ran = self._runner.run(model, batch)
+        self.note_cost(ran.seconds, len(batch))
+        try:
+            self._worker.end_ran(wire, self.device, ran)
+        except KeysideError as error:
+            self._worker.log.error("batch not delivered", model=model.title, jobs=len(batch), error=str(error))
+        self.running = []
+        self._worker.wake_claim()

@@ -1,0 +1,137 @@
+"""Brings versions of models into memory.
+
+Reads what the model key says, fetches the blob, loads it, and tells the server how that went.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from keyside.executor import blobs
+from keyside.executor.backends import base
+from keyside.executor.cache import ModelRef
+from keyside.executor.model import Model
+from keyside.executor.protocol import Job
+from keyside.executor.settings import Settings
+from keyside.executor.wire import Wire, checked
+from keyside.tensorstore import keys
+from keyside.tensorstore.errors import KeysideError, ModelFailed, NoModel, Unreachable
+from keyside.tensorstore.records import ModelInfo, VersionInfo
+
+__all__ = ["Loader"]
+
+
+class Loader:
+    """Loads for the model cache, on its threads; each has a connection of its own.
+
+    Args:
+        new_wire: makes a connection.
+        consumer: this executor in the job streams.
+    """
+
+    def __init__(self, settings: Settings, new_wire: Callable[[str], Wire], consumer: bytes) -> None:
+        self._settings = settings
+        self._new_wire = new_wire
+        self._consumer = consumer
+        self._local = threading.local()
+        self._log = structlog.get_logger()
+
+    def load(self, ref: ModelRef) -> Model:
+        """Load a version.
+
+        Raises:
+            KeysideError: it cannot be had or cannot be loaded; the text is for callers.
+        """
+        wire = self._wire()
+        info, uid = self._describe(wire, ref)
+        key = str(ref.context)
+        blob, digest = self._fetch(wire, key, uid, info)
+        backend = base.find(info.backend)
+        settings = self._settings
+        loaded = backend.load(
+            blob,
+            device=info.device,
+            inputs=info.inputs,
+            outputs=info.outputs,
+            options=info.options,
+            allow_code=settings.allow_code,
+            threads=settings.threads,
+        )
+        model = Model(
+            key,
+            uid,
+            info,
+            loaded,
+            max_batch=settings.max_batch,
+            min_wait_ms=settings.min_batch_timeout_ms,
+        )
+        model.digest = digest
+        return model
+
+    def publish(self, job: Job, model: Model | None, error: KeysideError | None) -> None:
+        """Tell the server how a load job ended: from now on the version serves, or it is marked as failed.
+
+        Raises:
+            Unreachable: the server is gone; the job will be delivered again.
+        """
+        uid = job.model.rpartition(b"-")[0]
+        state, digest, signature, reason = b"failed", "", "", ""
+        if model is not None:
+            state, digest, signature = b"ready", model.digest, model.signature.to_json()
+        elif error is not None:
+            reason = str(error)
+        reply = self._wire().call(
+            b"FCALL", b"KS_PUBLISH", 1, job.key, job.device, self._consumer, job.id, uid, job.version,
+            state, digest, signature, reason,
+        )  # fmt: skip
+        name = f"{job.key.decode(errors='replace')}@{job.version}"
+        if reply == 1 and error is None:
+            self._log.info("model ready", model=name)
+        elif reply == 1:
+            self._log.warning("model failed to load", model=name, reason=reason)
+
+    def _wire(self) -> Wire:
+        wire: Wire | None = getattr(self._local, "wire", None)
+        if wire is None:
+            wire = self._local.wire = self._new_wire("loader")
+        if not wire.connected:
+            wire.connect()
+        return wire
+
+    def _describe(self, wire: Wire, ref: ModelRef) -> tuple[VersionInfo, str]:
+        uid, _, version = ref.id.rpartition("-")
+        number = int(version)
+        name = str(ref.context)
+        raw = name.encode("utf-8", "surrogateescape")
+        for key in (raw, keys.gone(raw, uid)):
+            try:
+                fields = _pairs(checked(wire.call(b"HGETALL", key)))
+            except Unreachable:
+                raise
+            except KeysideError:
+                continue
+            if fields.get(b"uid") != uid.encode():
+                continue
+            # What a deleted model leaves behind has the layout of a model.
+            info = ModelInfo.from_hash(name, {**fields, b"type": b"model"}).versions.get(number)
+            if info is not None:
+                return info, uid
+        raise NoModel(f"model {name!r} version {number} was deleted before it could be loaded")
+
+    def _fetch(self, wire: Wire, key: str, uid: str, info: VersionInfo) -> blobs.Blob:
+        if info.state == "failed":
+            raise ModelFailed(f"model '{key}@{info.version}' failed to load: {info.reason}")
+        raw = key.encode("utf-8", "surrogateescape")
+
+        def read(index: int) -> Any:
+            if info.digest:
+                return checked(wire.call(b"GET", keys.blob_chunk(raw, uid, info.digest, index)))
+            return checked(wire.call(b"GET", keys.upload_chunk(raw, info.upload, index)))
+
+        return blobs.fetch(read, info.chunks, info.size, info.digest or info.expected, self._settings.cache_dir)
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,246 @@
+"""What an executor says to the server and what it reads there: docs/protocol.md sections 5 to 7.
+
+Entries are read with distrust: another client may write anything into a stream.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from keyside.tensorstore import npy
+from keyside.tensorstore.errors import BadNpy, InputLost, KeysideError
+from keyside.tensorstore.resp import Argument
+
+__all__ = ["GROUP", "BadEntry", "Finished", "Job", "claim", "complete", "parse_entry"]
+
+GROUP = b"ks"
+INLINE_OUTPUT = 32 * 1024
+"""Outputs up to this many bytes ride in KS_COMPLETE or in the reply."""
+
+
+class BadEntry(ValueError):
+    """A stream entry that no function of ours has made."""
+
+
+class Job:
+    """One entry of a job stream.
+
+    Attributes:
+        id: entry id.
+        device: its queue.
+        op: `run` or `load`.
+        model: id of the version, `uid-version`.
+        key: the model's name.
+        version: number.
+        deadline: server time in ms; 0: none.
+        inputs: one per input: bytes are an npy file; a tuple (key, captured) is a key that holds one, and whether it is
+            ours to delete.
+        names: names of the inputs, if the executor has to bind them.
+        outputs: keys to write; empty: the outputs go into the reply.
+        alone: never in a batch: it was delivered before.
+        arrays: the inputs as arrays, once they are all here.
+        claimed: when it was read, monotonic seconds.
+    """
+
+    __slots__ = (
+        "alone",
+        "arrays",
+        "bytes",
+        "claimed",
+        "corr",
+        "deadline",
+        "device",
+        "group",
+        "id",
+        "inputs",
+        "key",
+        "model",
+        "names",
+        "op",
+        "outputs",
+        "rows",
+        "ticket",
+        "version",
+    )
+
+    def __init__(self, device: str, entry_id: bytes, header: Sequence[Any], inputs: list[Any]) -> None:
+        self.id = entry_id
+        self.device = device
+        self.op: bytes = header[1]
+        self.model: bytes = header[2]
+        self.key: bytes = header[3]
+        self.version: int = header[4]
+        self.deadline: int = header[5]
+        self.ticket: bytes = header[6]
+        self.corr: bytes = header[7]
+        self.inputs = inputs
+        self.names: list[bytes] = header[9]
+        self.outputs: list[bytes] = header[10]
+        self.bytes: int = header[11]
+        self.alone = False
+        self.arrays: list[Any] = []
+        self.rows = 0
+        self.group: Any = None
+        self.claimed = 0.0
+
+    @property
+    def captures(self) -> list[bytes]:
+        """The private keys that hold inputs of this job and of no other."""
+        return [source[0] for source in self.inputs if type(source) is tuple and source[1]]
+
+    @property
+    def missing(self) -> list[int]:
+        """Positions of the inputs that have to be read from keys."""
+        return [n for n, source in enumerate(self.inputs) if type(source) is tuple]
+
+    def decode(self, fetched: Sequence[Any] = ()) -> None:
+        """Make the arrays, of inline values and of what was read from keys.
+
+        Args:
+            fetched: for each of `missing`, the value, None, or an exception.
+
+        Raises:
+            InputLost: a key had gone or no longer holds a tensor.
+            BadNpy: an inline value is no tensor.
+        """
+        values = iter(fetched)
+        arrays = []
+        for source in self.inputs:
+            if type(source) is tuple:
+                arrays.append(_read(source[0], next(values)))
+            else:
+                arrays.append(npy.decode(source))
+        self.arrays = arrays
+
+
+def _read(key: bytes, value: Any) -> Any:
+    if value is None or isinstance(value, Exception):
+        raise InputLost(
+            f"input key {key.decode(errors='replace')!r} was gone when the job ran:"
+            f" {value or 'expired, evicted or deleted'}"
+        )
+    try:
+        return npy.decode(value)
+    except BadNpy as error:
+        raise InputLost(f"input key {key.decode(errors='replace')!r} no longer holds a tensor: {error.text}") from None
+
+
+_TYPES = (int, bytes, bytes, bytes, int, int, bytes, bytes, list, list, list, int)
+
+
+def parse_entry(device: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
+    """Read a stream entry.
+
+    Raises:
+        BadEntry: it is not one that our functions make.
+    """
+    try:
+        if len(fields) < 2 or fields[0] != b"h":
+            raise BadEntry("the first field is not h")
+        header = msgpack.unpackb(fields[1], raw=True, strict_map_key=False)
+        if type(header) is not list or len(header) < len(_TYPES):
+            raise BadEntry("h is not a list of its length")
+        for value, kind in zip(header, _TYPES, strict=False):
+            if type(value) is not kind:
+                raise BadEntry(f"h has a {type(value).__name__} where a {kind.__name__} belongs")
+        inputs: list[Any] = []
+        inline = 3
+        for mode in header[8]:
+            if mode == b"v":
+                inputs.append(fields[inline])
+                inline += 2
+            elif mode[:1] in (b"c", b"r"):
+                inputs.append((mode[1:], mode[:1] == b"c"))
+            else:
+                raise BadEntry("an input has an unknown mode")
+        for text in (*header[9], *header[10]):
+            if type(text) is not bytes:
+                raise BadEntry("a name is not a string")
+    except BadEntry:
+        raise
+    except (ValueError, TypeError, IndexError, msgpack.UnpackException, RecursionError) as error:
+        raise BadEntry(f"unreadable: {error}") from None
+    return Job(device, entry_id, header, inputs)
+
+
+class Finished:
+    """A job that has ended, with its reply and the outputs to put in place.
+
+    Attributes:
+        job: the job.
+        reply: what its caller gets.
+        outputs: (key, how, value) for KS_COMPLETE.
+        staged: (key, pieces) to SET before, for outputs that are too large to ride along.
+    """
+
+    __slots__ = ("error", "job", "outputs", "reply", "staged")
+
+    def __init__(self, job: Job, reply: bytes, outputs: list[tuple[bytes, bytes, bytes]], staged: list[Any]) -> None:
+        self.job = job
+        self.reply = reply
+        self.outputs = outputs
+        self.staged = staged
+        self.error: KeysideError | None = None
+
+    @classmethod
+    def failed(cls, job: Job, error: KeysideError) -> "Finished":
+        """Return the end of a job that could not be run."""
+        finished = cls(job, str(error).encode("utf-8", "replace"), [], [])
+        finished.error = error
+        return finished
+
+
+def claim(consumer: bytes, streams: Sequence[bytes], count: int, block_ms: int) -> list[Argument]:
+    """Return the command that waits for jobs."""
+    return [
+        b"XREADGROUP", b"GROUP", GROUP, consumer, b"COUNT", count, b"BLOCK", block_ms,
+        b"STREAMS", *streams, *((b">",) * len(streams)),
+    ]  # fmt: skip
+
+
+def complete(
+    device: str,
+    consumer: bytes,
+    held: int,
+    model: bytes,
+    duration_us: int,
+    samples: int,
+    ended: Sequence[Finished],
+) -> list[list[Argument]]:
+    """Return the commands that end the jobs of one batch: SETs of large outputs, then KS_COMPLETE."""
+    commands: list[list[Argument]] = []
+    errors = 0
+    counted = 0
+    tail: list[Argument] = []
+    if len(ended) > 1:
+        ended = sorted(ended, key=lambda one: _order(one.job.id))
+    for one in ended:
+        job = one.job
+        errors += one.error is not None
+        counted += job.bytes
+        for key, header, data, expires in one.staged:
+            commands.append([b"SET", key, (header, data), b"PX", expires])
+        captures = job.captures
+        tail += (
+            job.id,
+            job.deadline,
+            job.ticket,
+            job.corr,
+            one.reply,
+            len(captures),
+            *captures,
+            len(one.outputs),
+        )
+        for output in one.outputs:
+            tail += output
+    head: list[Argument] = [
+        b"FCALL", b"KS_COMPLETE", 0, device, consumer, held, model, duration_us, samples, errors, counted, len(ended),
+    ]  # fmt: skip
+    commands.append(head + tail)
+    return commands
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    ms, _, seq = entry_id.partition(b"-")
+    return int(ms), int(seq)

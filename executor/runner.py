@@ -1,0 +1,167 @@
+"""Runs a batch: stack, run, split, and say what each caller gets."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keyside.executor.backends.base import Array
+from keyside.executor.model import Model
+from keyside.executor.protocol import INLINE_OUTPUT, Finished, Job
+from keyside.tensorstore import keys, npy
+from keyside.tensorstore.errors import KeysideError, RunFailed
+from keyside.tensorstore.records import encode_reply
+
+__all__ = ["Ran", "Runner"]
+
+OK = b"OK"
+STAGED_MS = 60_000
+"""How long a staged output lives if nobody puts it in place."""
+
+
+class Ran:
+    """What a batch has come to.
+
+    Attributes:
+        model: that ran.
+        ended: its jobs.
+        samples: rows that were run.
+        seconds: the time that the model took.
+        queued: seconds that the jobs waited since they were claimed, all together.
+    """
+
+    __slots__ = ("ended", "model", "queued", "samples", "seconds")
+
+    def __init__(self, model: Model, ended: list[Finished], samples: int, seconds: float, queued: float) -> None:
+        self.model = model
+        self.ended = ended
+        self.samples = samples
+        self.seconds = seconds
+        self.queued = queued
+
+
+class Runner:
+    """Runs batches on one thread.
+
+    Args:
+        node: names of the node's own keys: outputs that are not for a key of the caller's lie beside them.
+        name: unique to this runner, part of the names of staged outputs.
+    """
+
+    def __init__(self, node: keys.NodeKeys, name: str) -> None:
+        self._node = node
+        self._name = name
+        self._staged = 0
+
+    def run(self, model: Model, jobs: Sequence[Job]) -> Ran:
+        """Run jobs that may be stacked, or one job.
+
+        A batch that fails is run again one by one, so that one bad request never fails its neighbours. Never raises.
+        """
+        started = time.perf_counter()
+        begun = time.monotonic()
+        queued = sum(begun - job.claimed for job in jobs)
+        rows = sum(job.rows for job in jobs)
+        try:
+            results = self._run(model, jobs, rows)
+        except KeysideError as error:
+            if len(jobs) > 1:
+                return self._one_by_one(model, jobs)
+            return Ran(model, [Finished.failed(jobs[0], error)], rows, time.perf_counter() - started, queued)
+        seconds = time.perf_counter() - started
+        model.timed(seconds)
+        return Ran(model, self._split(model, jobs, results), rows, seconds, queued)
+
+    def _one_by_one(self, model: Model, jobs: Sequence[Job]) -> Ran:
+        parts = [self.run(model, (job,)) for job in jobs]
+        return Ran(
+            model,
+            [ended for part in parts for ended in part.ended],
+            sum(part.samples for part in parts),
+            sum(part.seconds for part in parts),
+            sum(part.queued for part in parts),
+        )
+
+    def _run(self, model: Model, jobs: Sequence[Job], rows: int) -> list[Array]:
+        if rows == 0 and jobs[0].group is not None:
+            return self._run_empty(model, jobs[0].arrays)
+        if len(jobs) == 1:
+            return self._call(model, jobs[0].arrays)
+        stacked = [np.concatenate(parts) for parts in zip(*(job.arrays for job in jobs), strict=True)]
+        results = self._call(model, stacked)
+        for result in results:
+            if not result.ndim or result.shape[0] != rows:
+                raise RunFailed(
+                    f"Model did not generate the expected batch size: {rows} rows in, shape {list(result.shape)} out"
+                )
+        return results
+
+    def _run_empty(self, model: Model, arrays: Sequence[Array]) -> list[Array]:
+        """No rows give no rows; what the outputs look like is learnt from one row of zeros."""
+        results = self._call(model, [np.zeros((1, *array.shape[1:]), array.dtype) for array in arrays])
+        return [result[:0] if result.ndim else result for result in results]
+
+    @staticmethod
+    def _call(model: Model, arrays: Sequence[Array]) -> list[Array]:
+        try:
+            results = model.run(arrays)
+        except KeysideError:
+            raise
+        except Exception as error:  # a plug-in's backend may raise anything; the executor goes on
+            raise RunFailed(f"model {model.title!r}: {type(error).__name__}: {error}"[:500]) from error
+        return results
+
+    def _split(self, model: Model, jobs: Sequence[Job], results: list[Array]) -> list[Finished]:
+        if len(jobs) == 1:
+            return [self._finish(model, jobs[0], results)]
+        ended = []
+        start = 0
+        for job in jobs:
+            stop = start + job.rows
+            ended.append(self._finish(model, job, [result[start:stop] for result in results]))
+            start = stop
+        return ended
+
+    def _finish(self, model: Model, job: Job, results: list[Array]) -> Finished:
+        try:
+            if job.outputs:
+                return self._to_keys(job, results)
+            return self._to_reply(model, job, results)
+        except KeysideError as error:  # a result that cannot be a tensor
+            return Finished.failed(job, RunFailed(f"model {model.title!r}: {error}"))
+
+    def _to_keys(self, job: Job, results: list[Array]) -> Finished:
+        if len(results) != len(job.outputs):
+            raise RunFailed(f"{len(results)} outputs for {len(job.outputs)} output keys")
+        outputs: list[tuple[bytes, bytes, bytes]] = []
+        staged: list[Any] = []
+        for key, result in zip(job.outputs, results, strict=True):
+            header, data = npy.encode(result)
+            if len(header) + data.nbytes <= INLINE_OUTPUT:
+                outputs.append((key, b"V", b"".join((header, data))))
+            else:
+                name = keys.output(key, self._stage_id())
+                staged.append((name, header, data, STAGED_MS))
+                outputs.append((key, b"S", name))
+        return Finished(job, OK, outputs, staged)
+
+    def _to_reply(self, model: Model, job: Job, results: list[Array]) -> Finished:
+        names = model.output_names or [f"output_{n}" for n in range(len(results))]
+        values: list[tuple[str, bytes | memoryview | str]] = []
+        outputs: list[tuple[bytes, bytes, bytes]] = []
+        staged: list[Any] = []
+        for name, result in zip(names, results, strict=True):
+            header, data = npy.encode(result)
+            if len(header) + data.nbytes <= INLINE_OUTPUT:
+                values.append((name, b"".join((header, data))))
+            else:
+                key = keys.output(None, self._stage_id(), self._node.tag)
+                staged.append((key, header, data, STAGED_MS))
+                outputs.append((b"", b"K", key))
+                values.append((name, key.decode()))
+        return Finished(job, encode_reply(model.title, values), outputs, staged)
+
+    def _stage_id(self) -> str:
+        self._staged += 1
+        return f"{self._name}-{self._staged:x}"

@@ -1,0 +1,234 @@
+"""The executor's second pair of eyes, on a thread and a connection of its own.
+
+While a model runs, it keeps the leases, answers TIMEDOUT at the deadline, takes over the jobs of dead executors, and
+keeps the function library in place.
+"""
+
+import heapq
+import json
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from keyside import __version__
+from keyside.executor.backends import base
+from keyside.executor.install import ensure_library
+from keyside.executor.protocol import GROUP, BadEntry, parse_entry
+from keyside.executor.wire import checked
+from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
+
+if TYPE_CHECKING:
+    from keyside.executor.worker import Worker
+
+__all__ = ["Watchdog"]
+
+TICK_S = 0.05
+PEEK = 100
+PEEKED_MAX = 10_000
+
+
+class Watchdog(threading.Thread):
+    """Looks after one worker until it is stopped."""
+
+    def __init__(self, worker: "Worker") -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._worker = worker
+        self._settings = worker.settings
+        self._wire = worker.new_wire("watchdog")
+        self._stop = threading.Event()
+        self._kick = threading.Event()
+        self._next_beat = 0.0
+        self._next_lease = 0.0
+        self._next_recovery = 0.0
+        self._clock_offset: float | None = None  # server ms - own monotonic ms
+        self._peeked: dict[str, list[tuple[int, bytes]]] = {device: [] for device in self._settings.devices}
+        self._peeked_to: dict[str, bytes] = {}
+        self.last_beat = 0.0
+
+    def now_ms(self) -> float:
+        """Return the server's time in ms, as well as it is known; 0 before the first heartbeat."""
+        offset = self._clock_offset
+        return 0.0 if offset is None else time.monotonic() * 1000 + offset
+
+    def kick(self) -> None:
+        """Look for jobs to take over now: the last one taken over has ended."""
+        self._next_recovery = 0.0
+        self._kick.set()
+
+    def beat_soon(self) -> None:
+        """Register again now: somebody has emptied the server."""
+        self._next_beat = 0.0
+        self._kick.set()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._kick.set()
+
+    def run(self) -> None:
+        """Tick until stopped."""
+        log = self._worker.log
+        while not self._stop.is_set():
+            try:
+                if not self._wire.connected:
+                    self._wire.connect()
+                self._tick(time.monotonic())
+            except LibraryMissing:
+                self._restore_library()
+            except Unreachable as error:
+                log.warning("server unreachable", error=str(error))
+                self._stop.wait(0.5)
+            except KeysideError as error:
+                log.error("watchdog", error=str(error))
+                self._stop.wait(0.5)
+            self._kick.wait(self._pause())
+            self._kick.clear()
+        self._wire.close()
+
+    def beat(self) -> None:
+        """Show that this executor is alive; makes its streams and groups where they lack.
+
+        Raises:
+            KeysideError: the server refuses or is gone.
+        """
+        settings = self._settings
+        before = time.monotonic()
+        reply = self._wire.call(
+            b"FCALL", b"KS_BEAT", 0, self._worker.consumer, json.dumps(self._describe()),
+            max(5 * settings.beat_ms, 2000), *settings.devices,
+        )  # fmt: skip
+        after = time.monotonic()
+        self._clock_offset = int(reply[0]) - (before + after) * 500
+        self.last_beat = after
+
+    def _describe(self) -> dict[str, Any]:
+        worker = self._worker
+        stats = worker.cache.stats()
+        return {
+            "name": self._settings.name,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "devices": list(self._settings.devices),
+            "backends": list(base.names()),
+            "keyside": __version__,
+            "started": worker.started,
+            "held": len(worker.held),
+            "models": stats.models,
+            "memory": stats.nbytes,
+            "budget": self._settings.memory_budget,
+            "lease_ms": self._settings.lease_ms,
+        }
+
+    def _pause(self) -> float:
+        nearest = TICK_S
+        now = self.now_ms()
+        if now:
+            for job in list(self._worker.held.values()):
+                if job.deadline:
+                    nearest = min(nearest, (job.deadline - now) / 1000)
+        return max(nearest, 0.002)
+
+    def _tick(self, now: float) -> None:
+        worker = self._worker
+        if worker.claiming and (worker.stopping.is_set() or worker.has_room()):
+            self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
+        if now >= self._next_beat:
+            self.beat()
+            self._next_beat = now + self._settings.beat_ms / 1000
+        if now >= self._next_lease:
+            self._extend(now)
+            self._next_lease = now + self._settings.lease_ms / 4000
+        if now >= self._next_recovery and not worker.stopping.is_set():
+            self._recover()
+            self._next_recovery = now + self._settings.lease_ms / 2000
+        self._expire()
+
+    def _extend(self, now: float) -> None:
+        young = now - self._settings.lease_ms / 4000
+        by_device: dict[str, list[bytes]] = {}
+        for job in list(self._worker.held.values()):
+            if job.claimed <= young:
+                by_device.setdefault(job.device, []).append(job.id)
+        for device, ids in by_device.items():
+            for start in range(0, len(ids), 500):
+                part = ids[start : start + 500]
+                kept = self._wire.call(b"FCALL", b"KS_EXTEND", 0, device, self._worker.consumer, *part)
+                lost = set(part) - set(kept)
+                if lost:
+                    # Cancelled, expired or taken over. A run under way ends for nothing; what waits need not begin.
+                    self._worker.forget(device, lost)
+
+    def _expire(self) -> None:
+        now = self.now_ms()
+        due: dict[str, list[bytes]] = {}
+        for job in list(self._worker.held.values()):
+            if job.deadline and job.deadline <= now:
+                due.setdefault(job.device, []).append(job.id)
+        for device in self._settings.devices:
+            self._peek(device)
+            heap = self._peeked[device]
+            while heap and heap[0][0] <= now:
+                due.setdefault(device, []).append(heapq.heappop(heap)[1])
+        for device, ids in due.items():
+            self._wire.call(b"FCALL", b"KS_EXPIRE", 0, device, *ids)
+            self._worker.forget(device, set(ids))
+
+    def _peek(self, device: str) -> None:
+        """Learn the deadlines of jobs that nobody has claimed yet, when this executor is too busy to claim them."""
+        if not self._worker.busy(device):
+            self._peeked[device].clear()
+            self._peeked_to.pop(device, None)
+            return
+        stream = self._worker.node.jobs(device)
+        groups = checked(self._wire.call(b"XINFO", b"GROUPS", stream))
+        delivered = next(
+            (dict(zip(g[::2], g[1::2], strict=True))[b"last-delivered-id"] for g in groups if g[1] == GROUP),
+            None,
+        )
+        if delivered is None:
+            return
+        start = max(delivered, self._peeked_to.get(device, b"0-0"), key=_order)
+        heap = self._peeked[device]
+        if len(heap) >= PEEKED_MAX:
+            return
+        for entry_id, fields in checked(self._wire.call(b"XRANGE", stream, b"(" + start, b"+", b"COUNT", PEEK)):
+            self._peeked_to[device] = entry_id
+            try:
+                job = parse_entry(device, entry_id, fields)
+            except BadEntry:
+                continue
+            if job.deadline:
+                heapq.heappush(heap, (job.deadline, entry_id))
+
+    def _recover(self) -> None:
+        worker = self._worker
+        for device in self._settings.devices:
+            if worker.recovering(device):
+                continue  # one at a time: should it kill us, the others are not counted as delivered once more
+            found = self._wire.call(
+                b"FCALL",
+                b"KS_RECOVER",
+                0,
+                device,
+                worker.consumer,
+                self._settings.lease_ms,
+                self._settings.max_deliveries,
+            )
+            if found:
+                deliveries, (entry_id, fields) = found
+                worker.adopt(self._wire, device, entry_id, fields, int(deliveries))
+
+    def _restore_library(self) -> None:
+        try:
+            ensure_library(self._wire)
+            self._worker.log.warning("function library was gone, loaded again")
+        except KeysideError as error:
+            self._worker.log.error("function library cannot be loaded", error=str(error))
+            self._stop.wait(0.5)
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    ms, _, seq = entry_id.partition(b"-")
+    return int(ms), int(seq)

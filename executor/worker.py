@@ -1,0 +1,425 @@
+"""The executor's main loop: claim, fetch, dispatch, complete (DESIGN.md 4; docs/architecture.md)."""
+
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import hiredis
+import structlog
+
+from keyside import __version__
+from keyside.executor.backends.base import LoadedModel
+from keyside.executor.batching import Batcher
+from keyside.executor.cache import ModelCache, ModelRef
+from keyside.executor.delivery import Delivery, Parcel
+from keyside.executor.install import ensure_library
+from keyside.executor.lane import Lane
+from keyside.executor.loader import Loader
+from keyside.executor.metrics import Metrics
+from keyside.executor.model import Model
+from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, claim, parse_entry
+from keyside.executor.runner import Ran, Runner
+from keyside.executor.settings import Settings
+from keyside.executor.watchdog import Watchdog
+from keyside.executor.wire import Wire, as_error
+from keyside.tensorstore import keys
+from keyside.tensorstore.errors import KeysideError, LibraryMissing, TryAgain, Unreachable
+
+__all__ = ["Worker"]
+
+BLOCK_MS = 5000
+TICK = 0.05
+START_S = 30.0
+
+
+class Worker:
+    """Serves the device queues of one shard until it is stopped.
+
+    Args:
+        settings: what it was told.
+
+    Attributes:
+        consumer: its name in the job streams, new with each start.
+        held: the jobs that it has claimed and not ended, by entry id.
+        stopping: set to drain and stop.
+        claiming: whether it may be blocked in a claim.
+        partial: whether that claim leaves out a queue that had no room.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.log = structlog.get_logger()
+        self.consumer = f"{settings.name}-{secrets.token_hex(4)}".encode()
+        self.started = time.time()
+        self.held: dict[bytes, Job] = {}
+        self.stopping = threading.Event()
+        self.claiming = False
+        self.partial = False
+        self.node = keys.NodeKeys()
+        self.metrics = Metrics(
+            cache=lambda: self.cache.stats(),  # noqa: PLW0108  # it is made below
+            pending=self._pending,
+            info={"name": settings.name, "version": __version__},
+        )
+        self.wire = self.new_wire("claim")
+        self._gave_up = threading.Event()
+        self._loader = Loader(settings, self.new_wire, self.consumer)
+        self.cache = ModelCache(settings.memory_budget, self._loader.load, threads=settings.loader_threads)
+        self._delivery = Delivery(self.consumer, self.held, self.metrics, self._install, self._gave_up)
+        self._runner = Runner(self.node, self.consumer.decode())
+        self._lanes = {
+            device: Lane(self, device, Runner(self.node, f"{self.consumer.decode()}-{device}"))
+            for device in settings.devices
+        }
+        self._streams = {self.node.jobs(device): device for device in settings.devices}
+        self._stream_of = {device: stream for stream, device in self._streams.items()}
+        self._outbox: list[Parcel] = []
+        self._room = threading.Event()
+        self._adopted: dict[str, bytes] = {}
+        self.watchdog = Watchdog(self)
+
+    def new_wire(self, role: str) -> Wire:
+        """Return a connection, not yet connected."""
+        return Wire(self.settings.url, name=f"keyside-{role}", timeout=30.0)
+
+    # --- the loop
+
+    def run(self) -> None:
+        """Serve until `stopping` is set, then drain."""
+        self._start()
+        self.watchdog.start()
+        for lane in self._lanes.values():
+            lane.start()
+        self.log.info("executor ready", consumer=self.consumer.decode(), devices=list(self.settings.devices))
+        while not self.stopping.is_set():
+            try:
+                self._serve()
+            except LibraryMissing:
+                self._install(self.wire)
+            except Unreachable as error:
+                self.log.warning("server unreachable", error=str(error))
+                self._reconnect()
+        self._drain()
+
+    def _serve(self) -> None:
+        streams: list[bytes] = []
+        count = 0
+        for stream, device in self._streams.items():
+            room = self._lanes[device].room(self.settings.claim)
+            if room > 0:
+                streams.append(stream)
+                count = max(count, room)
+        self.claiming = bool(streams)
+        self.partial = len(streams) < len(self._streams)
+        if not streams or self.stopping.is_set():
+            self.claiming = False
+            self._flush()
+            self._room.wait(TICK)
+            self._room.clear()
+            return
+        parcels, self._outbox = self._outbox, []
+        commands = [command for parcel in parcels for command in parcel.commands]
+        commands.append(claim(self.consumer, streams, count, BLOCK_MS))
+        try:
+            self.wire.send(commands)
+            replies = [[self.wire.read() for _ in parcel.commands] for parcel in parcels]
+            for parcel, answers in zip(parcels, replies, strict=True):
+                if not self._delivery.settle(parcel, answers):
+                    self._outbox.append(parcel)
+            claimed = self.wire.read()
+        except Unreachable:
+            self._outbox = parcels  # some may have arrived: sending them again does no harm
+            raise
+        finally:
+            self.claiming = False
+        self._take(claimed)
+        if self._outbox and self._outbox[0] in parcels:
+            raise LibraryMissing("KS_COMPLETE")
+
+    def _take(self, reply: Any) -> None:
+        """Accept what a claim has brought."""
+        if reply is None:
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            # FLUSHALL, a deleted stream, a failover: the heartbeat makes streams and groups again.
+            self.log.warning("claim refused", error=str(reply))
+            if str(reply).startswith(("NOGROUP", "UNBLOCKED")):
+                self._make_groups()
+                self.watchdog.beat_soon()
+                return
+            raise Unreachable(str(reply))
+        now = time.monotonic()
+        for stream, entries in reply:
+            self._accept(self._streams[bytes(stream)], entries, now)
+
+    def _accept(self, device: str, entries: Sequence[Any], now: float) -> None:
+        jobs: list[Job] = []
+        for entry_id, fields in entries:
+            job = self._parse(self.wire, device, entry_id, fields)
+            if job is None:
+                continue
+            job.claimed = now
+            self.held[entry_id] = job
+            if job.op == b"load":
+                self._load(job)
+            else:
+                jobs.append(job)
+        if not jobs:
+            return
+        self._fetch(self.wire, jobs)
+        inline = Batcher()
+        server_now = self.watchdog.now_ms()
+        for job in jobs:
+            if job.deadline and job.deadline < server_now:
+                continue  # the watchdog answers it
+            model = self._ready(job)
+            if model is None:
+                continue
+            if model.run_s and model.run_s * 1000 < self.settings.inline_ms and not model.min_rows:
+                inline.add(model, job)
+            else:
+                self._lanes[device].put(model, job)
+        while (batch := inline.take(now)) is not None:
+            model, together = batch
+            ran = self._runner.run(model, together)
+            self._lanes[device].note_cost(ran.seconds, len(together))
+            self._outbox.append(self._delivery.ran(device, ran))
+
+    def why_dead(self) -> str:
+        """Return why the process should be restarted, or an empty text."""
+        return "" if self.watchdog.is_alive() or not self.watchdog.ident else "the watchdog thread has ended"
+
+    def why_unready(self) -> str:
+        """Return why it does not serve now, or an empty text."""
+        if self.stopping.is_set():
+            return "stopping"
+        age = time.monotonic() - self.watchdog.last_beat
+        if not self.watchdog.last_beat or age > 5 * self.settings.beat_ms / 1000 + 2:
+            return "no heartbeat: the server cannot be reached"
+        return ""
+
+    # --- one job
+
+    def _parse(self, wire: Wire, device: str, entry_id: bytes, fields: Any) -> Job | None:
+        try:
+            if fields is None:
+                raise BadEntry("it was deleted")
+            return parse_entry(device, bytes(entry_id), fields)
+        except BadEntry as error:
+            self.log.warning(
+                "entry dropped: not made by the function library", device=device, id=entry_id, why=str(error)
+            )
+            stream = self._stream_of[device]
+            wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
+            return None
+
+    def _fetch(self, wire: Wire, jobs: Sequence[Job]) -> None:
+        """Read the inputs that lie in keys, all in one round trip."""
+        wanted = [source[0] for job in jobs for source in job.inputs if type(source) is tuple]
+        values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())
+        for job in jobs:
+            try:
+                job.decode([next(values) for _ in job.missing])
+            except KeysideError as error:
+                self._fail(job, error)
+
+    def _ready(self, job: Job) -> Model | None:
+        """Return the model of a job, which fits it; None if the job fails, or waits until the model is loaded."""
+        if job.id not in self.held or not job.arrays:
+            return None
+        # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
+        model = cast("Model | None", self.cache.get_ready(job.model.decode()))
+        if model is None:
+            self.cache.request(self._ref(job), lambda loaded, error: self._loaded(job, loaded, error))
+            return None
+        return model if self._fits(model, job) else None
+
+    def _fits(self, model: Model, job: Job) -> bool:
+        try:
+            model.prepare(job)
+        except KeysideError as error:
+            self._fail(job, error)
+            return False
+        return True
+
+    def _fail(self, job: Job, error: KeysideError) -> None:
+        job.arrays = []
+        self._lanes[job.device].end(Finished.failed(job, error))
+
+    @staticmethod
+    def _ref(job: Job) -> ModelRef:
+        return ModelRef(job.model.decode(), context=job.key.decode("utf-8", "surrogateescape"))
+
+    def _loaded(self, job: Job, loaded: LoadedModel | None, error: KeysideError | None) -> None:
+        """Go on with a job that waited for its model; called on a loader thread."""
+        model = cast("Model | None", loaded)
+        if model is None:
+            self._fail(job, error or TryAgain("the model was not loaded"))
+        elif self._fits(model, job):
+            self._lanes[job.device].put(model, job)
+
+    def _load(self, job: Job) -> None:
+        """Load a version that was just stored; then it serves."""
+
+        def loaded(model: LoadedModel | None, error: KeysideError | None) -> None:
+            try:
+                self._loader.publish(job, cast("Model | None", model), error)
+            except KeysideError as problem:
+                self.log.error("load not published", model=job.key.decode(errors="replace"), error=str(problem))
+            self.held.pop(job.id, None)
+
+        self.cache.request(self._ref(job), loaded)
+
+    # --- for the lanes and the watchdog, on their threads
+
+    def end_ran(self, wire: Wire, device: str, ran: Ran) -> None:
+        """Deliver the jobs of a batch."""
+        self._delivery.send(wire, self._delivery.ran(device, ran))
+        self._ended(device)
+
+    def end_failed(self, wire: Wire, device: str, ended: Sequence[Finished]) -> None:
+        """Deliver jobs that did not run."""
+        self._delivery.send(wire, self._delivery.failed(device, ended))
+        self._ended(device)
+
+    def _ended(self, device: str) -> None:
+        adopted = self._adopted.get(device)
+        if adopted is not None and adopted not in self.held:
+            del self._adopted[device]
+            self.watchdog.kick()
+
+    def wake_claim(self) -> None:
+        """Let the loop look again whether there is room to claim."""
+        self._room.set()
+
+    def _pending(self) -> dict[str, int]:
+        counts = dict.fromkeys(self.settings.devices, 0)
+        for job in list(self.held.values()):
+            counts[job.device] += 1
+        return counts
+
+    def has_room(self) -> bool:
+        """Whether a queue that the claim under way leaves out could be claimed from now."""
+        return self.partial and all(lane.room(self.settings.claim) > 0 for lane in self._lanes.values())
+
+    def busy(self, device: str) -> bool:
+        """Whether jobs of the device may have to wait before they are claimed."""
+        return bool(self._lanes[device].running) or not self.claiming
+
+    def recovering(self, device: str) -> bool:
+        """Whether a job that was taken over has not ended yet."""
+        adopted = self._adopted.get(device)
+        return adopted is not None and adopted in self.held
+
+    def forget(self, device: str, ids: set[bytes]) -> None:
+        """Let go of jobs that are no longer this executor's to end."""
+        for entry_id in ids:
+            self.held.pop(entry_id, None)
+        self._lanes[device].drop(ids)
+        self._ended(device)
+
+    def adopt(self, wire: Wire, device: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
+        """Run a job that another executor has left behind, alone."""
+        job = self._parse(wire, device, entry_id, fields)
+        if job is None:
+            return
+        self.log.warning("job taken over", device=device, id=entry_id.decode(), delivery=deliveries)
+        job.alone = True
+        job.claimed = time.monotonic()
+        self.held[job.id] = job
+        self._adopted[device] = job.id
+        if job.op == b"load":
+            self._load(job)
+            return
+        self._fetch(wire, (job,))
+        model = self._ready(job)
+        if model is not None:
+            self._lanes[device].put(model, job)
+
+    # --- connecting and stopping
+
+    def _start(self) -> None:
+        """Connect for the first time; the server may be starting as well."""
+        give_up = time.monotonic() + START_S
+        while True:
+            try:
+                self._connect()
+            except Unreachable as error:
+                if time.monotonic() > give_up or self.stopping.wait(0.2):
+                    raise
+                self.log.warning("waiting for the server", error=str(error))
+            else:
+                return
+
+    def _connect(self) -> None:
+        self.wire.connect()
+        self._install(self.wire)
+        self._make_groups()
+
+    def _install(self, wire: Wire) -> None:
+        done = ensure_library(wire)
+        if done != "present":
+            self.log.info("function library", state=done)
+
+    def _make_groups(self) -> None:
+        for stream in self._streams:
+            reply = self.wire.call_many(((b"XGROUP", b"CREATE", stream, GROUP, b"0", b"MKSTREAM"),))[0]
+            if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("BUSYGROUP"):
+                raise as_error(reply)
+
+    def _reconnect(self) -> None:
+        self.claiming = False
+        pause = 0.05
+        while not self.stopping.wait(pause):
+            try:
+                self._connect()
+                self._flush()
+                self._own_pending()
+            except KeysideError:
+                pause = min(pause * 2, 2.0)
+            else:
+                self.log.info("connected again")
+                return
+
+    def _own_pending(self) -> None:
+        """Accept what a claim had brought when the connection broke before its reply was read."""
+        now = time.monotonic()
+        for stream, device in self._streams.items():
+            reply = self.wire.call(
+                b"XREADGROUP", b"GROUP", GROUP, self.consumer, b"COUNT", 1000, b"STREAMS", stream, b"0"
+            )
+            entries = [entry for _, found in reply or () for entry in found if entry[0] not in self.held]
+            self._accept(device, entries, now)
+
+    def _flush(self) -> None:
+        while self._outbox:
+            self._delivery.send(self.wire, self._outbox[0])
+            self._outbox.pop(0)
+
+    def _drain(self) -> None:
+        """End what was claimed, as far as the time for it goes, and leave."""
+        self.log.info("stopping", held=len(self.held))
+        deadline = time.monotonic() + self.settings.drain_s
+        try:
+            self._flush()
+            while self.held and time.monotonic() < deadline:
+                self._room.wait(TICK)
+                self._room.clear()
+        except KeysideError as error:
+            self.log.warning("not everything was delivered", error=str(error))
+        self._gave_up.set()
+        for lane in self._lanes.values():
+            lane.stop()
+        self.watchdog.stop()
+        self.watchdog.join(5.0)
+        for lane in self._lanes.values():
+            lane.join(5.0)
+        try:
+            self.wire.call(b"FCALL", b"KS_LEAVE", 0, self.consumer, *self.settings.devices)
+        except KeysideError as error:
+            self.log.warning("could not sign off", error=str(error))
+        self.cache.close()
+        self.wire.close()
+        self.log.info("stopped", left=len(self.held))

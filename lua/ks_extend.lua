@@ -1,0 +1,24 @@
+--- KS_EXTEND: renew the lease of the jobs that an executor still holds.
+-- ARGV[1] device         the queue
+-- ARGV[2] consumer       the executor
+-- ARGV[3..] id           the jobs that it works on
+-- Returns: the ids that are still its own
+-- Errors: BADARG
+-- Flags: allow-oom allow-cross-slot-keys
+
+local function KS_EXTEND(_, ARGV)
+  local device, consumer = ARGV[1], ARGV[2]
+  if not consumer then
+    raise('BADARG', 'KS_EXTEND is called by executors only')
+  end
+  local stream = node.keys().jobs .. device
+  local kept = {}
+  for i = 3, #ARGV do
+    -- XCLAIM alone would steal back what another has taken over.
+    if redis.call('XPENDING', stream, jobs.GROUP, ARGV[i], ARGV[i], 1, consumer)[1] then
+      redis.call('XCLAIM', stream, jobs.GROUP, consumer, 0, ARGV[i], 'JUSTID')
+      kept[#kept + 1] = ARGV[i]
+    end
+  end
+  return kept
+end

@@ -1,0 +1,61 @@
+--- KS_PUBLISH: the end of a load: the version serves from now on, or is marked as failed.
+-- KEYS[1] key            the model
+-- ARGV[1] device         the queue of the load job
+-- ARGV[2] consumer       the executor that loaded it
+-- ARGV[3] job            entry id of the load job
+-- ARGV[4] uid            of the model key
+-- ARGV[5] version        number
+-- ARGV[6] state          ready or failed
+-- ARGV[7] digest         SHA-256 of the blob, hex; empty where it could not be read
+-- ARGV[8] signature      JSON
+-- ARGV[9] reason         why it failed
+-- Returns: 1; 0 if the job was no longer this executor's or the version has gone
+-- Errors: BADARG
+-- Flags: allow-oom allow-cross-slot-keys
+
+local function publish_blob(key, uid, version, digest)
+  local got = models.get(key, version, 'chunks', 'upload')
+  for i = 0, tonumber(got[1]) - 1 do
+    local from, to = keys.upload(key, got[2], i), keys.blob(key, uid, digest, i)
+    if redis.call('EXISTS', to) == 1 then
+      redis.call('PERSIST', to)
+      redis.call('UNLINK', from)
+    elseif redis.call('EXISTS', from) == 1 then
+      redis.call('RENAME', from, to)
+      redis.call('PERSIST', to)
+    end
+  end
+  redis.call('HSET', key, version .. ':digest', digest)
+end
+
+local function KS_PUBLISH(KEYS, ARGV)
+  local key, device, consumer, job, uid, version = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+  local state, digest, signature, reason = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+  if not reason then
+    raise('BADARG', 'KS_PUBLISH is called by executors only')
+  end
+  local own = node.keys()
+  local stream = own.jobs .. device
+  local pending = redis.pcall('XPENDING', stream, jobs.GROUP, job, job, 1, consumer)
+  if pending.err or not pending[1] then
+    return 0
+  end
+  jobs.remove(stream, job)
+  local found = redis.pcall('HMGET', key, 'uid', version .. ':state')
+  if found.err or found[1] ~= uid or found[2] ~= 'loading' then
+    return 0
+  end
+  if state == 'ready' then
+    publish_blob(key, uid, version, digest)
+    redis.call('HSET', key, version .. ':state', 'ready', version .. ':signature', signature,
+      version .. ':ready', string.format('%.0f', node.now_ms()))
+    local default = tonumber(redis.call('HGET', key, 'default') or 0)
+    if redis.call('HGET', key, 'pinned') ~= '1' and tonumber(version) > default then
+      redis.call('HSET', key, 'default', version)
+    end
+    catalog.update(own, key, version)
+  else
+    models.failed(own, key, version, reason)
+  end
+  return 1
+end

@@ -1,0 +1,48 @@
+--- KS_RECOVER: take over one job of an executor that stopped extending its lease.
+-- ARGV[1] device         the queue
+-- ARGV[2] consumer       who takes it over
+-- ARGV[3] lease          milliseconds without a sign of life after which a job is free
+-- ARGV[4] deliveries     a job delivered that often is given up instead
+-- Returns: [deliveries, [id, [field, value...]]], an empty list if there is none
+-- Errors: BADARG
+-- Flags: allow-oom allow-cross-slot-keys
+
+local function recover_give_up(own, device, id, fields, header, delivered)
+  local text = 'DEADLETTER the job was given up: ' .. delivered .. ' executors in turn died or stalled while they ran it'
+  if header[jobs.OP] == 'load' then
+    local key = header[jobs.KEY]
+    if redis.pcall('HGET', key, header[jobs.VERSION] .. ':state') == 'loading' then
+      models.failed(own, key, tostring(header[jobs.VERSION]), delivered .. ' executors in turn died or stalled while they loaded it')
+    end
+  end
+  local entry = { 'id', device .. '/' .. id, 'reason', text }
+  for field, value in pairs(fields) do
+    entry[#entry + 1] = field
+    entry[#entry + 1] = value
+  end
+  redis.call('XADD', own.dead, 'MAXLEN', 1000, '*', unpack(entry))
+  jobs.abandon(own, device, id, header, text)
+end
+
+local function KS_RECOVER(_, ARGV)
+  local device, consumer, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4] or '')
+  if not limit then
+    raise('BADARG', 'KS_RECOVER is called by executors only')
+  end
+  local own = node.keys()
+  local stream = own.jobs .. device
+  for _, pending in ipairs(redis.call('XPENDING', stream, jobs.GROUP, 'IDLE', lease, '-', '+', 16)) do
+    local id, delivered = pending[1], pending[4]
+    local fields = jobs.entry(stream, id)
+    local header = fields and jobs.header(fields)
+    if not header then
+      jobs.remove(stream, id)
+    elseif delivered >= limit then
+      recover_give_up(own, device, id, fields, header, delivered)
+    else
+      local claimed = redis.call('XCLAIM', stream, jobs.GROUP, consumer, 0, id)
+      return { delivered + 1, claimed[1] }
+    end
+  end
+  return {}
+end

@@ -1,0 +1,25 @@
+--- @requires errors
+-- raise() ends a function from any depth with a code of ours; guarded() turns what was raised, and what Redis itself
+-- refused, into an error reply. A bare error() would reach the caller with a script name and a line number behind it.
+
+local function raise(code, text)
+  error({ err = code .. ' ' .. text }, 0)
+end
+
+local function guarded(callback)
+  return function(keys, args)
+    local ok, reply = pcall(callback, keys, args)
+    if ok then
+      return reply
+    end
+    -- The server's own pcall gives the text of an error, not the table that was raised.
+    local text = type(reply) == 'table' and reply.err or tostring(reply)
+    if not string.find(text, '^%u+ ') then
+      text = 'ERR internal: ' .. text
+    end
+    if string.find(text, 'non local key', 1, true) then
+      text = 'TRYAGAIN a key of this call is not on this node now: send it again, to the owner of its slot'
+    end
+    return redis.error_reply(text)
+  end
+end

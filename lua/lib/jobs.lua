@@ -1,0 +1,81 @@
+--- @requires guard keys node
+-- One entry of a job stream (docs/protocol.md section 7), from XADD to XDEL.
+
+local jobs = {}
+
+jobs.GROUP = 'ks'
+jobs.REPLY_GRACE_MS = 10000 -- how long a reply, and what belongs to the job, outlives the deadline
+jobs.COUNTED_BYTES = 4096   -- smaller jobs are bounded by their number alone
+
+-- Positions in the header `h`.
+jobs.OP, jobs.MODEL, jobs.KEY, jobs.VERSION, jobs.DEADLINE = 2, 3, 4, 5, 6
+jobs.TICKET, jobs.CORR, jobs.INPUTS, jobs.NAMES, jobs.OUTPUTS, jobs.BYTES = 7, 8, 9, 10, 11, 12
+
+-- Ask an executor of the device to load a version. A load has no deadline: it ends as ready or failed.
+function jobs.add_load(own, key, uid, version, device)
+  local header = cmsgpack.pack({ 1, 'load', uid .. '-' .. version, key, tonumber(version), 0, '', '', {}, {}, {}, 0 })
+  return redis.call('XADD', own.jobs .. device, '*', 'h', header)
+end
+
+-- The entry as [id, {field = value}], or nil if it is gone.
+function jobs.entry(stream, id)
+  local found = redis.call('XRANGE', stream, id, id)[1]
+  if not found then
+    return nil
+  end
+  local fields = {}
+  for i = 1, #found[2], 2 do
+    fields[found[2][i]] = found[2][i + 1]
+  end
+  return fields
+end
+
+-- The header of an entry as a table; nil if somebody else wrote the entry and it is not one of ours.
+function jobs.header(fields)
+  local ok, header = pcall(cmsgpack.unpack, fields.h or '')
+  if ok and type(header) == 'table' and type(header[jobs.DEADLINE]) == 'number' and type(header[jobs.TICKET]) == 'string'
+    and type(header[jobs.CORR]) == 'string' and type(header[jobs.INPUTS]) == 'table' then
+    return header
+  end
+  return nil
+end
+
+-- Put a reply where the caller waits for it. A ticket that the caller spoilt with another type is the caller's loss.
+function jobs.reply(own, device, id, deadline, ticket, corr, text)
+  if ticket == '' then
+    ticket = own.ticket .. device .. '/' .. id
+  end
+  if corr ~= '' then
+    text = corr .. ' ' .. text
+  end
+  local pushed = redis.pcall('RPUSH', ticket, text)
+  if type(pushed) == 'number' then
+    redis.call('PEXPIREAT', ticket, deadline + jobs.REPLY_GRACE_MS)
+  end
+end
+
+function jobs.release(own, device, header)
+  for _, input in ipairs(header[jobs.INPUTS]) do
+    if type(input) == 'string' and string.sub(input, 1, 1) == 'c' then
+      redis.pcall('UNLINK', string.sub(input, 2))
+    end
+  end
+  local bytes = header[jobs.BYTES]
+  if type(bytes) == 'number' and bytes > 0 then
+    redis.pcall('DECRBY', own.bytes .. device, string.format('%.0f', bytes))
+  end
+end
+
+function jobs.remove(stream, id)
+  redis.call('XACK', stream, jobs.GROUP, id)
+  return redis.call('XDEL', stream, id)
+end
+
+-- End a job that does not run (any more): its caller gets `text`, its captures go.
+function jobs.abandon(own, device, id, header, text)
+  jobs.remove(own.jobs .. device, id)
+  jobs.release(own, device, header)
+  if header[jobs.DEADLINE] > 0 then
+    jobs.reply(own, device, id, header[jobs.DEADLINE], header[jobs.TICKET], header[jobs.CORR], text)
+  end
+end

@@ -1,0 +1,101 @@
+-- Names of keys: docs/protocol.md section 2. The only Lua file that formats one; tensorstore/keys.py is its twin.
+
+local keys = {}
+
+local ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-'
+local crc_table
+
+local function crc16(text)
+  if not crc_table then
+    crc_table = {}
+    for byte = 0, 255 do
+      local crc = bit.lshift(byte, 8)
+      for _ = 1, 8 do
+        crc = bit.lshift(crc, 1)
+        if bit.band(crc, 0x10000) ~= 0 then
+          crc = bit.bxor(crc, 0x1021)
+        end
+        crc = bit.band(crc, 0xffff)
+      end
+      crc_table[byte] = crc
+    end
+  end
+  local crc = 0
+  for i = 1, #text do
+    local index = bit.bxor(bit.rshift(crc, 8), string.byte(text, i))
+    crc = bit.band(bit.bxor(bit.lshift(crc, 8), crc_table[index]), 0xffff)
+  end
+  return crc
+end
+
+-- The first three-letter word whose slot it is. CRC16 is linear, so the last letter is looked up instead of tried.
+function keys.slot_tag(slot)
+  local last = {}
+  for i = #ALPHABET, 1, -1 do
+    local letter = string.sub(ALPHABET, i, i)
+    last[crc16(letter) % 16384] = letter
+  end
+  for i = 1, #ALPHABET do
+    local first = string.sub(ALPHABET, i, i)
+    local one = crc16(first .. '\0\0')
+    for j = 1, #ALPHABET do
+      local second = string.sub(ALPHABET, j, j)
+      local rest = bit.bxor(bit.bxor(one, crc16(second .. '\0')), slot) % 16384
+      if last[rest] then
+        return first .. second .. last[rest]
+      end
+    end
+  end
+end
+
+function keys.tag(key)
+  local open = string.find(key, '{', 1, true)
+  if open then
+    local close = string.find(key, '}', open + 1, true)
+    if close and close > open + 1 then
+      return string.sub(key, open + 1, close - 1)
+    end
+  end
+  if key ~= '' and not string.find(key, '}', 1, true) then
+    return key
+  end
+  return keys.slot_tag(crc16(key) % 16384)
+end
+
+local function private(key, kind)
+  return 'ks:{' .. keys.tag(key) .. '}:' .. kind .. ':'
+end
+
+function keys.capture(key, id)
+  return private(key, 'cap') .. id
+end
+
+function keys.upload(key, id, i)
+  return private(key, 'up') .. id .. ':' .. i
+end
+
+function keys.blob(key, uid, digest, i)
+  return private(key, 'blob') .. uid .. ':' .. digest .. ':' .. i
+end
+
+function keys.gone(key, uid)
+  return private(key, 'gone') .. uid
+end
+
+-- The node's own keys, formed once per tag.
+function keys.of_node(tag)
+  local base = 'ks:{' .. tag .. '}:'
+  return {
+    tag = tag,
+    jobs = base .. 'jobs:',
+    dead = base .. 'dead',
+    catalog = base .. 'catalog',
+    models = base .. 'models',
+    stats = base .. 'stats:',
+    bytes = base .. 'bytes:',
+    executors = base .. 'executors',
+    executor = base .. 'executor:',
+    seen = base .. 'seen:',
+    ticket = base .. 'ticket:',
+  }
+end

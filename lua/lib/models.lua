@@ -1,0 +1,132 @@
+--- @requires guard keys node catalog args
+-- The model key: docs/protocol.md section 3.
+
+local models = {}
+
+local GONE_MS = 600000 -- how long what a queued job may still need outlives its model
+
+-- The uid of the model at key; nil where there is none. Any other value there is refused.
+function models.uid(key)
+  local found = redis.pcall('HMGET', key, 'type', 'uid')
+  if type(found) == 'table' and found.err then
+    raise('WRONGTYPE', "key '" .. args.printable(key) .. "' holds something else than a model")
+  end
+  if found[1] == 'model' then
+    return found[2]
+  end
+  if redis.call('EXISTS', key) == 1 then
+    raise('WRONGTYPE', "key '" .. args.printable(key) .. "' is a hash of yours, not a model")
+  end
+  return nil
+end
+
+function models.existing_uid(key)
+  local uid = models.uid(key)
+  if not uid then
+    raise('NOMODEL', "no model '" .. args.printable(key) .. "': store it with AI_MODELSTORE, or list them with AI_MODELSCAN")
+  end
+  return uid
+end
+
+-- The version asked for, or the one that the bare name means.
+function models.version(key, asked)
+  local version = asked or redis.call('HGET', key, 'default')
+  if not version then
+    local last = tonumber(redis.call('HGET', key, 'last'))
+    for n = last, 1, -1 do
+      local state = redis.call('HGET', key, n .. ':state')
+      if state and (not version or state ~= 'failed') then
+        version = tostring(n)
+        if state ~= 'failed' then
+          break
+        end
+      end
+    end
+  end
+  if not redis.call('HGET', key, version .. ':state') then
+    raise('NOMODEL', "model '" .. args.printable(key) .. "' has no version '" .. args.printable(version) .. "'")
+  end
+  return version
+end
+
+function models.get(key, version, ...)
+  local names = { ... }
+  for i = 1, #names do
+    names[i] = version .. ':' .. names[i]
+  end
+  return redis.call('HMGET', key, unpack(names))
+end
+
+-- The keys that hold the blob of a version, in order.
+function models.chunks(key, uid, version)
+  local got = models.get(key, version, 'chunks', 'upload', 'digest')
+  local names = {}
+  for i = 0, tonumber(got[1]) - 1 do
+    if got[3] then
+      names[i + 1] = keys.blob(key, uid, got[3], i)
+    else
+      names[i + 1] = keys.upload(key, got[2], i)
+    end
+  end
+  return names
+end
+
+local function shared(key, version, digest)
+  if not digest then
+    return false
+  end
+  for n = 1, tonumber(redis.call('HGET', key, 'last')) do
+    if tostring(n) ~= version and redis.call('HGET', key, n .. ':digest') == digest then
+      return true
+    end
+  end
+  return false
+end
+
+local FIELDS = {
+  'state', 'reason', 'backend', 'device', 'tag', 'batchsize', 'minbatchsize', 'minbatchtimeout', 'inputs', 'outputs',
+  'options', 'size', 'chunks', 'upload', 'expected', 'digest', 'sha1', 'signature', 'created', 'ready',
+}
+models.FIELDS = FIELDS
+
+-- Take one version away; jobs that were queued for it find it for a while in the `gone` hash.
+function models.remove(own, key, uid, version)
+  local last_use = not shared(key, version, redis.call('HGET', key, version .. ':digest'))
+  if last_use then
+    for _, name in ipairs(models.chunks(key, uid, version)) do
+      redis.call('PEXPIRE', name, GONE_MS)
+    end
+  end
+  local gone = keys.gone(key, uid)
+  for _, field in ipairs(FIELDS) do
+    local name = version .. ':' .. field
+    local value = redis.call('HGET', key, name)
+    if value then
+      redis.call('HSET', gone, name, value)
+      redis.call('HDEL', key, name)
+    end
+  end
+  redis.call('HSET', gone, 'type', 'gone', 'uid', uid)
+  redis.call('PEXPIRE', gone, GONE_MS)
+  redis.call('UNLINK', own.stats .. uid .. '-' .. version)
+end
+
+-- The newest ready version becomes what the bare name means.
+function models.choose_default(key)
+  for version = tonumber(redis.call('HGET', key, 'last')), 1, -1 do
+    if redis.call('HGET', key, version .. ':state') == 'ready' then
+      redis.call('HSET', key, 'default', version)
+      return
+    end
+  end
+  redis.call('HDEL', key, 'default')
+end
+
+-- A version could not be loaded: what served before goes on serving.
+function models.failed(own, key, version, reason)
+  redis.call('HSET', key, version .. ':state', 'failed', version .. ':reason', reason)
+  for _, name in ipairs(models.chunks(key, redis.call('HGET', key, 'uid'), version)) do
+    redis.call('PEXPIRE', name, GONE_MS)
+  end
+  catalog.update(own, key, version)
+end

@@ -1,0 +1,141 @@
+"""Fixtures for every test: real servers that nobody else uses, and a look at what a test left on them."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis as redis_py
+from hypothesis import HealthCheck, settings
+from tests.executors import Executor
+from tests.servers import Server, wait_until
+
+# A test must never touch a server of the user's.
+for _name in ("KEYSIDE_URL", "REDIS_URL"):
+    os.environ.pop(_name, None)
+
+_default = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile("default", _default)
+settings.register_profile("fuzz", _default, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+_started: dict[str, Server] = {}
+
+
+def _session_server(kind: Any) -> Iterator[Server]:
+    with Server(kind) as server:
+        _started[kind] = server
+        yield server
+        del _started[kind]
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Server]:
+    """A Redis for the whole session."""
+    yield from _session_server("redis")
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Server]:
+    """A Valkey for the whole session."""
+    yield from _session_server("valkey")
+
+
+@pytest.fixture(scope="session", params=["redis", "valkey"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each of both in turn."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Server)
+    return found
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """Address of the server over its unix socket."""
+    return server.url_unix
+
+
+@pytest.fixture
+def db(server: Server) -> Iterator[redis_py.Redis]:
+    """A plain client of the server, which is empty but for the function library."""
+    with server.client() as client:
+        client.flushall()
+        server.load_library()
+        yield client
+
+
+# Executors that serve many tests: starting one takes a second.
+_lasting: set[int] = set()
+
+
+@pytest.fixture(scope="session")
+def _session_executor(server: Server) -> Iterator[Executor]:
+    with Executor(server) as executor:
+        _lasting.add(executor.pid)
+        yield executor
+        _lasting.discard(executor.pid)
+
+
+@pytest.fixture
+def executor(_session_executor: Executor, db: redis_py.Redis) -> Executor:
+    """An executor of the server, which is empty but for what the two of them keep there."""
+    # Emptying the server under it is part of what it must bear; then it registers again.
+    wait_until(_session_executor.registered, "the executor registers again")
+    return _session_executor
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """After each test: no private key that would stay for ever, no executor that still runs."""
+    yield
+    for server in _started.values():
+        with server.client() as client:
+            try:
+                left = leaks(client)
+            finally:
+                if client.dbsize():
+                    client.flushall()
+        assert not left, f"left on {server}: {', '.join(left)}"
+
+
+def leaks(client: Any) -> list[str]:
+    """What a test should not have left on a server."""
+    keys = list(client.scan_iter(match="ks:{*", count=1000))
+    left = [_text(key) for key in keys if client.ttl(key) == -1 and not _may_stay(client, key)]
+    for tag in {_text(key).split("}")[0] for key in keys if key.endswith(b"}:executors")}:
+        for name in client.zrange(f"{tag}}}:executors", 0, -1):
+            info = client.get(f"{tag}}}:executor:{_text(name)}")
+            pid = None if info is None else json.loads(info).get("pid")
+            if info is not None and pid not in _lasting and _runs(pid):
+                left.append(f"executor {_text(name)}, still running")
+    return left
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
+
+
+def _may_stay(client: Any, key: bytes) -> bool:
+    """Whether a key without a TTL is one that a node or a model keeps (docs/protocol.md, section 2)."""
+    what = key.partition(b"}:")[2].split(b":")
+    if what[0] in (b"dead", b"catalog", b"models", b"stats", b"executors"):
+        return True
+    if what[0] == b"jobs":
+        return bool(client.xlen(key) == 0)
+    if what[0] == b"bytes":
+        return int(client.get(key)) == 0
+    if what[0] == b"blob":
+        models = client.scan_iter(_type="HASH", count=1000)
+        return any(client.hmget(model, "type", "uid") == [b"model", what[1]] for model in models)
+    return False
+
+
+def _runs(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
