@@ -7,5 +7,5 @@ local function KS_VERSION(KEYS, ARGV)
   if KEYS[1] or ARGV[1] then
     raise('BADARG', 'KS_VERSION takes no keys and no arguments')
   end
-  return { tonumber(version.number), version.digest }
+  return { tonumber(release.number), release.digest }
 end

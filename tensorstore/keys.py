@@ -15,13 +15,16 @@ __all__ = [
     "NodeKeys",
     "blob_chunk",
     "capture",
+    "client_ticket",
     "crc16",
     "gone",
+    "mailbox",
     "output",
     "private",
     "slot",
     "slot_tag",
     "tag",
+    "temporary",
     "upload_chunk",
 ]
 
@@ -202,9 +205,9 @@ class NodeKeys:
         """String: JSON that describes a live executor."""
         return self._key(b"executor", name)
 
-    def seen(self, client: Part, block: Part) -> bytes:
+    def seen(self, client: Part, timeout_class: Part, block: Part) -> bytes:
         """String: bitmap of request numbers already accepted from a client."""
-        return self._key(b"seen", client, block)
+        return self._key(b"seen", client, timeout_class, block)
 
     def ticket(self, job_id: Part) -> bytes:
         """List: a ticket that the server chose."""
@@ -229,3 +232,18 @@ def _own_tag(key: bytes) -> bytes:
         return b""
     end = key.find(b"}", start + 1)
     return key[start + 1 : end] if end > 0 else b""
+
+
+def client_ticket(node: bytes, client: Part, seq: int) -> bytes:
+    """Name the list on which a client waits for the reply to its request ``seq``, on the node with this tag."""
+    return b"ks:{%b}:t:%b:%d" % (node, _bytes(client), seq)
+
+
+def mailbox(node: bytes, client: Part) -> bytes:
+    """Name the list on which a client waits for the replies to many requests, on the node with this tag."""
+    return b"ks:{%b}:mb:%b" % (node, _bytes(client))
+
+
+def temporary(slot_tag: bytes, client: Part, seq: int, index: int) -> bytes:
+    """Name input ``index`` of a client's request ``seq``, too large to ride in the call, in the slot of a tag."""
+    return b"ks:{%b}:tmp:%b:%d:%d" % (slot_tag, _bytes(client), seq, index)

@@ -7,6 +7,7 @@ with torch's own reader, so that what is checked is what will be loaded.
 
 import io
 import re
+import zipfile
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -22,12 +23,10 @@ _NAMESPACES: Final = frozenset(
 # Native classes: packed weights. Others open files, run compiled code or talk over the network.
 _CLASSES: Final = frozenset({"quantized", "rnn", "sparse"})
 
-# Operators of the namespaces above that reach beyond the model. Also words that lead to operators by other names.
+# Operators of these namespaces that reach beyond the model.
 _WORDS: Final = {
     "from_file": "opens a file",
     "save": "writes a file",
-    "load": "reads a file",
-    "load_tensor": "reads a file",
     "print": "prints",
     "_print": "prints",
     "Print": "prints",
@@ -36,12 +35,12 @@ _WORDS: Final = {
     "rpc_sync": "calls another process",
     "PythonOp": "runs Python",
     "IgnoredPythonOp": "runs Python",
-    "getattr": "uses getattr, which hides what it names",
 }
-_OPERATORS: Final = frozenset(_WORDS)
 
 _COMMENT_OR_STRING: Final = re.compile(r"#[^\n]*|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
+_STRING: Final = "\x00"  # stands for a string literal in what is left of a source
 _AROUND_DOTS: Final = re.compile(r"\s*\.\s*")
+_JOINED_STRINGS: Final = re.compile(rf"{_STRING}\s*{_STRING}")
 _WORD: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _OPS: Final = re.compile(r"(?<![\w.])ops\b(?:\.(\w+)\.\w+)?", re.ASCII)
 _TORCH_CLASSES: Final = re.compile(
@@ -50,8 +49,9 @@ _TORCH_CLASSES: Final = re.compile(
 _CLASS_NAMES: Final = re.compile(rb"torch[.\n]classes[.\n](\w+)")
 _MUTATING: Final = re.compile(r"[a-z0-9]_$|^out$", re.ASCII)
 
-# Records beside the weights are small; together they may not be larger than the file by much.
-MAX_RECORD: Final = 256 << 20
+# What an archive may unpack to: torch compresses source only.
+MAX_GROWTH: Final = 4
+MAX_SMALL: Final = 64 << 20
 
 
 def kind_of(blob: bytes) -> str:
@@ -79,10 +79,11 @@ def check_archive(blob: bytes) -> bool:
     Raises:
         BadModel: something in it is not allowed.
     """
+    _check_growth(blob)
     reader = _reader(blob)
     mutates = False
     for name in reader.get_all_records():
-        if name.startswith("data/") or name.startswith("constants/"):
+        if name.startswith(("data/", "constants/")):
             continue
         record = reader.get_record(name)
         if name.endswith(".py"):
@@ -93,18 +94,46 @@ def check_archive(blob: bytes) -> bool:
     return mutates
 
 
+def _check_growth(blob: bytes) -> None:
+    """Refuse an archive that would unpack to far more than it is."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise BadModel(f"the blob is a damaged archive: {error}") from None
+    if total > MAX_GROWTH * len(blob) + MAX_SMALL:
+        raise BadModel(f"the archive of {len(blob):,} bytes would unpack to {total:,}")
+
+
 def _check_source(name: str, record: bytes) -> bool:
+    """Check one file of source; return whether it may change tensors in place."""
+    odd = BadModel(f"{name} in the archive is not as torch writes it")
     try:
         source = record.decode("ascii")
     except UnicodeDecodeError:
-        raise BadModel(f"{name} in the archive is not plain TorchScript") from None
-    if '"""' in source or "'''" in source or "\\\n" in source:
-        raise BadModel(f"{name} in the archive is not as torch writes it")
-    text = _AROUND_DOTS.sub(".", _COMMENT_OR_STRING.sub(" ", source))
-    if '"' in text or "'" in text:
-        raise BadModel(f"{name} in the archive is not as torch writes it")
+        raise odd from None
+    if '"""' in source or "'''" in source or "\x00" in source:
+        raise odd
+    literals: list[str] = []
+
+    def blank(match: re.Match[str]) -> str:
+        if match[0][0] == "#":
+            return ""
+        literals.append(match[0][1:-1])
+        return _STRING
+
+    text = _COMMENT_OR_STRING.sub(blank, source)
+    # What the parser would join, or what no literal of ours has matched, could hide a word.
+    if '"' in text or "'" in text or "\\" in text or _JOINED_STRINGS.search(text):
+        raise odd
+    text = _AROUND_DOTS.sub(".", text)
     words = set(_WORD.findall(text))
-    for word in sorted(words & _OPERATORS):
+    if "getattr" in words:
+        # Submodules named by numbers are reached by getattr(self, "0"): these names count as words.
+        if any("\\" in literal for literal in literals):
+            raise BadModel(f"{name} in the archive has both getattr and escaped characters, which is not allowed")
+        words.update(literals)
+    for word in sorted(words & _WORDS.keys()):
         raise BadModel(f"the model {_WORDS[word]} ({word}), which is not allowed; see --allow-code")
     for match in _OPS.finditer(text):
         if match[1] not in _NAMESPACES:
@@ -113,7 +142,7 @@ def _check_source(name: str, record: bytes) -> bool:
         if match[1]:
             _check_class(match[1].split(".")[1])
         elif not match[2] and not match[3]:
-            raise BadModel(f"{name} in the archive is not as torch writes it")
+            raise odd
     return any(_MUTATING.search(word) for word in words if not word.startswith("__"))
 
 
@@ -134,7 +163,7 @@ def check_graphs(module: Any) -> None:
             for node in _nodes(native._get_method(name).graph):  # noqa: SLF001
                 kind = node.kind()
                 namespace, _, operator = kind.partition("::")
-                if namespace not in _NAMESPACES or operator in _OPERATORS:
+                if namespace not in _NAMESPACES or operator in _WORDS:
                     raise BadModel(f"the model uses the operator {kind}, which is not allowed; see --allow-code")
 
 

@@ -145,16 +145,22 @@ local function fits(record, spec, header)
   spec.fits[header] = true
 end
 
--- The header of the npy file that begins with prefix; what is wrong with it is told by `what`.
-local function parse(prefix, total, what, key)
+-- The npy header of one input; `key` where it lies in one.
+local function parse(prefix, total, key)
   local header, problem, needed = npy.parse(prefix, total)
+  if header then
+    return header
+  end
   if needed and key then
     header, problem = npy.parse(redis.call('GETRANGE', key, 0, needed - 1), total)
+    if header then
+      return header
+    end
   end
-  if not header then
-    raise(what.code, what.text .. problem)
+  if key then
+    raise('NOTENSOR', "input key '" .. args.printable(key) .. "' is not a tensor: " .. problem)
   end
-  return header
+  raise('BADNPY', 'input VALUE: ' .. problem)
 end
 
 -- Look at one input: its npy header, and its bytes where they will ride in the entry.
@@ -165,7 +171,7 @@ local function look(input)
       raise('TOOBIG', 'a VALUE of ' .. size .. ' bytes: above ' .. INLINE .. ' SET it to a temporary key and name that with OWN')
     end
     input.value, input.size = input.data, size
-    return parse(input.data, size, { code = 'BADNPY', text = 'input VALUE: ' })
+    return parse(input.data, size)
   end
   local key = input.data
   local size = redis.pcall('STRLEN', key)
@@ -190,7 +196,7 @@ local function look(input)
     end
     prefix = redis.call('GETRANGE', key, 0, npy.PREFIX - 1)
   end
-  return parse(prefix, size, { code = 'NOTENSOR', text = "input key '" .. args.printable(key) .. "' is not a tensor: " }, key)
+  return parse(prefix, size, key)
 end
 
 -- An output may replace nothing but a tensor.
@@ -207,13 +213,16 @@ function submit.writable(key)
   end
 end
 
--- Has this client's request number been taken before? Marks it as taken.
-local function seen(own, request, ttl)
-  local name = own.seen .. request.client .. ':' .. math.floor(request.seq / SEEN_BLOCK)
-  local before = redis.call('SETBIT', name, request.seq % SEEN_BLOCK, 1)
-  if redis.call('PEXPIRE', name, ttl, 'GT') == 0 then
-    redis.call('PEXPIRE', name, ttl, 'NX')
+-- Has this client's request number been taken before? Marks it as taken. Requests whose timeouts lie within a factor of
+-- two share bitmaps, so that renewing the TTL never shortens it; a retry is the same call, with the same timeout.
+local function seen(own, request, timeout)
+  local span, class = SEEN_MS, 0
+  while timeout > span do
+    span, class = span * 2, class + 1
   end
+  local name = own.seen .. request.client .. ':' .. class .. ':' .. math.floor(request.seq / SEEN_BLOCK)
+  local before = redis.call('SETBIT', name, request.seq % SEEN_BLOCK, 1)
+  redis.call('PEXPIRE', name, span + jobs.REPLY_GRACE_MS)
   return before == 1
 end
 
@@ -309,7 +318,7 @@ function submit.run(request)
     redis.call('EXISTS', ticket)
   end
   local timeout = request.timeout or 30000
-  if request.client and seen(own, request, math.max(SEEN_MS, timeout + jobs.REPLY_GRACE_MS)) then
+  if request.client and seen(own, request, timeout) then
     return ticket ~= '' and '' or raise('BADARG', 'request ' .. request.seq .. ' of client ' .. request.client .. ' was submitted before')
   end
   local deadline = node.now_ms() + timeout

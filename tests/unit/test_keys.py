@@ -135,7 +135,7 @@ def test_node_keys():
     assert node.bytes(b"CPU") == b"ks:{0}:bytes:CPU"
     assert node.executors == b"ks:{0}:executors"
     assert node.executor("host-1") == b"ks:{0}:executor:host-1"
-    assert node.seen("c1", 12) == b"ks:{0}:seen:c1:12"
+    assert node.seen("c1", 0, 12) == b"ks:{0}:seen:c1:0:12"
     assert node.ticket(b"1-0") == b"ks:{0}:ticket:1-0"
 
 
@@ -143,7 +143,7 @@ def test_node_keys():
 def test_node_keys_of_a_cluster_are_in_the_slot(slot):
     node = keys.NodeKeys(keys.slot_tag(slot))
     named = [node.jobs("CPU"), node.dead, node.catalog, node.models, node.stats("a"), node.bytes("CPU")]
-    named += [node.executors, node.executor("e"), node.seen("c", 0), node.ticket("1-1")]
+    named += [node.executors, node.executor("e"), node.seen("c", 0, 0), node.ticket("1-1")]
     assert {keys.slot(key) for key in named} == {slot}
     assert len(set(named)) == len(named)
     assert all(re.match(rb"ks:\{[0-9A-Za-z_-]{3}\}:", key) for key in named)

@@ -1,0 +1,118 @@
+"""What operators do to a server, over redis-py: look whether it has the function library, and load it."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from keyside.tensorstore import library
+from keyside.tensorstore.errors import BadArg, LibraryMissing, ServerError, Unreachable, from_reply
+
+__all__ = ["command", "connect", "ensure_library", "installed_version", "translated"]
+
+
+def connect(url: str, **options: Any) -> redis.Redis:
+    """Return a plain client of a server, for a few commands.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        **options: Options of redis-py that shall differ.
+
+    Raises:
+        BadArg: The address is malformed.
+    """
+    settings = {
+        "protocol": 2,
+        "socket_timeout": 20.0,
+        "socket_connect_timeout": 5.0,
+        "retry": Retry(NoBackoff(), 0),
+        "client_name": "keyside-admin",
+        **options,
+    }
+    try:
+        return redis.Redis.from_url(url, **settings)
+    except (ValueError, TypeError) as error:
+        # The text of some of these has the address in it, and the address may have a password.
+        raise BadArg("the address of the server must be redis://, rediss:// or unix:// and well-formed") from error
+
+
+def command(client: redis.Redis, *args: Any) -> Any:
+    """Send one command.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    with translated():
+        return client.execute_command(*args)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Raise errors of redis-py as those of Keyside.
+
+    Raises:
+        KeysideError: An error of redis-py was raised inside.
+    """
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        code = getattr(error, "status_code", None)
+        if code:
+            raise from_reply(f"{code} {error}") from error
+        raise Unreachable(f"cannot reach the server: {' '.join(str(error).split())}") from error
+    except redis.RedisError as error:
+        raise from_reply(_reply_text(error)) from error
+
+
+def _reply_text(error: redis.RedisError) -> str:
+    """The error reply, of which redis-py takes the first word away where it knows it."""
+    text = " ".join(str(error).split())
+    code = getattr(error, "status_code", None)
+    if code:
+        return f"{code} {text}"
+    return text if re.match(r"[A-Z][A-Z0-9_]+( |$)", text) else f"ERR {text}"
+
+
+def ensure_library(client: redis.Redis, *, force: bool = False) -> str:
+    """Load the function library unless the server has this one or a newer one.
+
+    Args:
+        client: A client of the server, or of one primary of a cluster.
+        force: Load it in any case, also over a newer one.
+
+    Returns:
+        What was done: `loaded`, `upgraded`, `replaced` (by force), `present` or `newer`.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    found = installed_version(client)
+    if found is not None and not force:
+        if found[0] > library.LIBRARY_VERSION:
+            return "newer"
+        if found == (library.LIBRARY_VERSION, library.digest()):
+            return "present"
+    command(client, "FUNCTION", "LOAD", "REPLACE", library.source())
+    now = installed_version(client)
+    if now != (library.LIBRARY_VERSION, library.digest()):
+        raise ServerError("the server took the function library, but does not run it")
+    if found is None:
+        return "loaded"
+    return "upgraded" if found[0] < library.LIBRARY_VERSION or not force else "replaced"
+
+
+def installed_version(client: redis.Redis) -> tuple[int, str] | None:
+    """Return number and digest of the library on the server; None if there is none.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    try:
+        number, digest = command(client, "FCALL_RO", "KS_VERSION", 0)
+    except LibraryMissing:
+        return None
+    return int(number), digest if isinstance(digest, str) else bytes(digest).decode()

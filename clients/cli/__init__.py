@@ -1,0 +1,1 @@
+"""The command line: `keyside`, one module for each group of commands."""

@@ -1,0 +1,61 @@
+"""`keyside install`: the function library onto a server."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from keyside.clients.cli.common import State, common, redacted, say
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["install"]
+
+_SAID = {
+    "loaded": "function library {version} loaded",
+    "upgraded": "function library {version} loaded over an older one",
+    "replaced": "function library {version} loaded again",
+    "present": "function library {version} is there already",
+    "newer": "the server has a newer function library, which stays: upgrade keyside here, or use --force",
+}
+
+
+@click.command()
+@click.option("--force", is_flag=True, help="Load this version also over the same or a newer one.")
+@common
+def install(state: State, force: bool) -> None:
+    """Load the function library into a server, or into every primary of a cluster.
+
+    An older library is replaced, a newer one is left as it is. An executor does the same when it starts.
+    """
+    from keyside.clients.admin import ensure_library
+    from keyside.tensorstore import library
+
+    url = state.server_url()
+    done = []
+    for name, client in _primaries(url):
+        with client:
+            result = ensure_library(client, force=force)
+        done.append({"server": name, "result": result})
+        say(f"{name}: {_SAID[result].format(version=library.LIBRARY_VERSION)}")
+    state.emit({"version": library.LIBRARY_VERSION, "digest": library.digest(), "servers": done}, "")
+
+
+def _primaries(url: str) -> "list[tuple[str, redis.Redis]]":
+    """Clients of the servers that functions have to be loaded into, with their names."""
+    from keyside.clients.admin import command, connect
+
+    client = connect(url)
+    info = command(client, "INFO", "cluster")
+    if not info.get("cluster_enabled"):
+        return [(redacted(url), client)]
+    found = []
+    for address, node in sorted(command(client, "CLUSTER", "NODES").items()):
+        if "master" in node["flags"].split(",") and node["slots"]:
+            host, _, port = address.rpartition(":")
+            pool = client.connection_pool.connection_kwargs
+            keep = {key: pool[key] for key in ("username", "password") if pool.get(key)}
+            scheme = "rediss" if "ssl" in type(client.connection_pool.make_connection()).__name__.lower() else "redis"  # type: ignore[no-untyped-call]
+            found.append((address, connect(f"{scheme}://{host}:{port}", **keep)))
+    client.close()
+    return found

@@ -1,0 +1,77 @@
+"""Stream entries are read with distrust: executor/protocol.py."""
+
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyside.executor.protocol import BadEntry, Finished, Job, complete, parse_entry
+from keyside.tensorstore import npy
+from keyside.tensorstore.errors import InputLost
+
+HEADER: list[Any] = [1, "run", "u-1", "m", 1, 1000, "", "", ["v", "ck", "rx"], [], ["y"], 7]
+VALUE = npy.to_bytes(np.arange(3))
+
+
+def entry(header: list[Any]) -> list[bytes]:
+    return [b"h", msgpack.packb(header), b"0", VALUE]
+
+
+def test_an_entry_of_ours() -> None:
+    job = parse_entry("CPU", b"5-0", entry(HEADER))
+    assert (job.op, job.model, job.key, job.version, job.deadline) == (b"run", b"u-1", b"m", 1, 1000)
+    assert job.captures == [b"k"]
+    assert job.missing == [1, 2]
+    job.decode([npy.to_bytes(np.ones(2)), VALUE])
+    assert [array.tolist() for array in job.arrays] == [[0, 1, 2], [1, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("value", [None, ConnectionError("gone"), b"", b"a string of the user's"])
+def test_an_input_that_has_gone_is_lost(value: Any) -> None:
+    job = parse_entry("CPU", b"5-0", entry(HEADER))
+    with pytest.raises(InputLost, match="input key 'k'"):
+        job.decode([value, VALUE])
+
+
+@given(st.lists(st.binary(max_size=200), max_size=6))
+def test_any_fields_make_a_job_or_a_bad_entry(fields: list[bytes]) -> None:
+    try:
+        assert isinstance(parse_entry("CPU", b"5-0", fields), Job)
+    except BadEntry:
+        return
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(JUNK, max_size=14)
+    | st.tuples(st.integers(0, 11), JUNK).map(lambda at: HEADER[: at[0]] + [at[1]] + HEADER[at[0] + 1 :])
+)
+def test_any_header_makes_a_job_or_a_bad_entry(header: list[Any]) -> None:
+    fields = [b"h", msgpack.packb(header, strict_types=False), b"0", VALUE]
+    try:
+        assert isinstance(parse_entry("CPU", b"5-0", fields), Job)
+    except BadEntry:
+        return
+
+
+def test_completion_names_the_jobs_oldest_first() -> None:
+    jobs = [parse_entry("CPU", entry_id, entry(HEADER)) for entry_id in (b"10-0", b"9-1", b"9-0")]
+    commands = complete("CPU", b"me", 20, b"u-1", 5, 3, [Finished(job, b"OK", [], []) for job in jobs])
+    assert len(commands) == 1
+    words = commands[0]
+    assert words[:12] == [b"FCALL", b"KS_COMPLETE", 0, "CPU", b"me", 20, b"u-1", 5, 3, 0, 21, 3]
+    assert [word for word in words[12:] if word in (b"10-0", b"9-1", b"9-0")] == [b"9-0", b"9-1", b"10-0"]
