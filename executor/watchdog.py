@@ -37,7 +37,7 @@ class Watchdog(threading.Thread):
         self._worker = worker
         self._settings = worker.settings
         self._wire = worker.new_wire("watchdog")
-        self._stop = threading.Event()
+        self._over = threading.Event()
         self._kick = threading.Event()
         self._next_beat = 0.0
         self._next_lease = 0.0
@@ -64,13 +64,13 @@ class Watchdog(threading.Thread):
 
     def stop(self) -> None:
         """End the thread."""
-        self._stop.set()
+        self._over.set()
         self._kick.set()
 
     def run(self) -> None:
         """Tick until stopped."""
         log = self._worker.log
-        while not self._stop.is_set():
+        while not self._over.is_set():
             try:
                 if not self._wire.connected:
                     self._wire.connect()
@@ -79,10 +79,10 @@ class Watchdog(threading.Thread):
                 self._restore_library()
             except Unreachable as error:
                 log.warning("server unreachable", error=str(error))
-                self._stop.wait(0.5)
+                self._over.wait(0.5)
             except KeysideError as error:
                 log.error("watchdog", error=str(error))
-                self._stop.wait(0.5)
+                self._over.wait(0.5)
             self._kick.wait(self._pause())
             self._kick.clear()
         self._wire.close()
@@ -226,7 +226,7 @@ class Watchdog(threading.Thread):
             self._worker.log.warning("function library was gone, loaded again")
         except KeysideError as error:
             self._worker.log.error("function library cannot be loaded", error=str(error))
-            self._stop.wait(0.5)
+            self._over.wait(0.5)
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

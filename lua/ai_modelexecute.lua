@@ -31,7 +31,7 @@ local function modelexecute_inputs(KEYS, argv, i)
   return inputs, i
 end
 
-local function AI_MODELEXECUTE(KEYS, ARGV)
+local function modelexecute_parsed(KEYS, ARGV)
   if not ARGV[1] or string.upper(ARGV[2] or '') ~= 'INPUTS' then
     raise('BADARG', "INPUTS not specified: AI_MODELEXECUTE takes: target INPUTS n key... OUTPUTS n key... [TIMEOUT ms]")
   end
@@ -44,4 +44,8 @@ local function AI_MODELEXECUTE(KEYS, ARGV)
   request.outputs, i = submit.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
   submit.options(ARGV, i, request)
   return submit.run(request)
+end
+
+local function AI_MODELEXECUTE(KEYS, ARGV)
+  return submit.answered(modelexecute_parsed, KEYS, ARGV)
 end

@@ -7,7 +7,7 @@
 -- Errors: BADARG BADNPY NOMODEL MODELFAILED NOTENSOR WRONGTYPE BADINPUT BADDTYPE BADSHAPE TOOBIG BUSY NOPERM TRYAGAIN
 -- Flags: allow-cross-slot-keys
 
-local function AI_PREDICT(KEYS, ARGV)
+local function predict_parsed(KEYS, ARGV)
   local count = args.int(ARGV[3] or '', 1, 1000)
   if not count or string.upper(ARGV[2] or '') ~= 'INPUTS' then
     raise('BADARG', 'AI_PREDICT takes: target INPUTS n (VALUE npy | KEY key | OWN key | REF key)... [NAMES n name...] [OUTPUTS n key...] [TIMEOUT ms]')
@@ -40,4 +40,8 @@ local function AI_PREDICT(KEYS, ARGV)
   end
   submit.options(ARGV, i, request)
   return submit.run(request)
+end
+
+local function AI_PREDICT(KEYS, ARGV)
+  return submit.answered(predict_parsed, KEYS, ARGV)
 end

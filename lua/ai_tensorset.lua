@@ -16,7 +16,8 @@ local function tensorset_shape(argv)
     end
     local dim = args.int(argv[i])
     if not dim then
-      raise('BADARG', "dim '" .. args.printable(argv[i]) .. "' is not a number from 0 to 2^53-1; after the dims: BLOB or VALUES")
+      raise('BADARG', "dim '" .. args.printable(argv[i])
+        .. "' is not a number from 0 to 2^53-1; behind the dims come BLOB or VALUES")
     elseif #shape == npy.MAX_RANK then
       raise('BADARG', 'more than ' .. npy.MAX_RANK .. ' dims')
     end
@@ -73,12 +74,13 @@ local function tensorset_replaceable(key)
   local start = redis.pcall('GETRANGE', key, 0, 5)
   if type(start) == 'table' then
     if start.err:find('WRONGTYPE', 1, true) then
-      raise('WRONGTYPE', "key '" .. args.printable(key) .. "' holds another type than a tensor: delete it or name another")
+      raise('WRONGTYPE', "key '" .. args.printable(key) .. "' holds another type: delete it or name another")
     end
     error(start, 0)
   end
   if not npy.is_tensor(start) and (start ~= '' or redis.call('EXISTS', key) == 1) then
-    raise('WRONGTYPE', "key '" .. args.printable(key) .. "' holds a string that is not a tensor: delete it or name another")
+    raise('WRONGTYPE', "key '" .. args.printable(key)
+      .. "' holds a string that is not a tensor: delete it or name another")
   end
 end
 

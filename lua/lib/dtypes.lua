@@ -3,7 +3,7 @@
 local dtypes = {}
 
 -- `pack` is the format of one element for struct; FLOAT16, 64-bit integers and STRING have none: see lib numbers.
--- `low` and `high` are decimal digits where a Lua number would not be exact.
+-- `low` and `high` are decimal digits, since a Lua number would not be exact, and `low` lacks its minus sign.
 dtypes.TABLE = {
   { name = 'FLOAT16', descr = '<f2', itemsize = 2, kind = 'float' },
   { name = 'FLOAT', descr = '<f4', itemsize = 4, kind = 'float', pack = '<f' },
@@ -11,7 +11,10 @@ dtypes.TABLE = {
   { name = 'INT8', descr = '|i1', itemsize = 1, kind = 'int', pack = '<b', low = '128', high = '127' },
   { name = 'INT16', descr = '<i2', itemsize = 2, kind = 'int', pack = '<h', low = '32768', high = '32767' },
   { name = 'INT32', descr = '<i4', itemsize = 4, kind = 'int', pack = '<i4', low = '2147483648', high = '2147483647' },
-  { name = 'INT64', descr = '<i8', itemsize = 8, kind = 'int', low = '9223372036854775808', high = '9223372036854775807' },
+  {
+    name = 'INT64', descr = '<i8', itemsize = 8, kind = 'int',
+    low = '9223372036854775808', high = '9223372036854775807',
+  },
   { name = 'UINT8', descr = '|u1', itemsize = 1, kind = 'int', pack = '<B', low = '0', high = '255' },
   { name = 'UINT16', descr = '<u2', itemsize = 2, kind = 'int', pack = '<H', low = '0', high = '65535' },
   { name = 'UINT32', descr = '<u4', itemsize = 4, kind = 'int', pack = '<I4', low = '0', high = '4294967295' },

@@ -6,20 +6,25 @@ local function raise(code, text)
   error({ err = code .. ' ' .. text }, 0)
 end
 
+-- The text of the error reply for what a callback raised.
+local function raised_text(raised)
+  -- The server's own pcall gives the text of an error, not the table that was raised.
+  local text = type(raised) == 'table' and raised.err or tostring(raised)
+  if string.find(text, 'non local key', 1, true) then
+    return 'TRYAGAIN a key of this call is not on this node now: send it again, to the owner of its slot'
+  end
+  if not string.find(text, '^%u+ ') then
+    return 'ERR internal: ' .. text
+  end
+  return text
+end
+
 local function guarded(callback)
   return function(keys, args)
     local ok, reply = pcall(callback, keys, args)
     if ok then
       return reply
     end
-    -- The server's own pcall gives the text of an error, not the table that was raised.
-    local text = type(reply) == 'table' and reply.err or tostring(reply)
-    if not string.find(text, '^%u+ ') then
-      text = 'ERR internal: ' .. text
-    end
-    if string.find(text, 'non local key', 1, true) then
-      text = 'TRYAGAIN a key of this call is not on this node now: send it again, to the owner of its slot'
-    end
-    return redis.error_reply(text)
+    return redis.error_reply(raised_text(reply))
   end
 end

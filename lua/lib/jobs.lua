@@ -1,4 +1,4 @@
---- @requires guard keys node
+--- @requires guard args keys node
 -- One entry of a job stream (docs/protocol.md section 7), from XADD to XDEL.
 
 local jobs = {}
@@ -17,27 +17,65 @@ function jobs.add_load(own, key, uid, version, device)
   return redis.call('XADD', own.jobs .. device, '*', 'h', header)
 end
 
--- The entry as [id, {field = value}], or nil if it is gone.
+-- What an executor may give as the name of its queue and as the id of an entry.
+function jobs.is_device(text)
+  return #text <= 32 and string.find(text, '^[A-Z0-9:_.-]+$') ~= nil
+end
+
+function jobs.is_id(text)
+  return #text <= 41 and string.find(text, '^%d+%-%d+$') ~= nil
+end
+
+-- The entry as {field = value}, or nil if it is gone.
 function jobs.entry(stream, id)
-  local found = redis.call('XRANGE', stream, id, id)[1]
-  if not found then
+  local found = redis.pcall('XRANGE', stream, id, id)
+  if found.err then
+    if string.find(found.err, 'Invalid stream ID', 1, true) then
+      return nil
+    end
+    error(found, 0)
+  end
+  if not found[1] then
     return nil
   end
   local fields = {}
-  for i = 1, #found[2], 2 do
-    fields[found[2][i]] = found[2][i + 1]
+  for i = 1, #found[1][2], 2 do
+    fields[found[1][2][i]] = found[1][2][i + 1]
   end
   return fields
 end
 
+local HEADER = { 'number', 'string', 'string', 'string', 'number', 'number', 'string', 'string', 'table', 'table', 'table', 'number' }
+
 -- The header of an entry as a table; nil if somebody else wrote the entry and it is not one of ours.
 function jobs.header(fields)
   local ok, header = pcall(cmsgpack.unpack, fields.h or '')
-  if ok and type(header) == 'table' and type(header[jobs.DEADLINE]) == 'number' and type(header[jobs.TICKET]) == 'string'
-    and type(header[jobs.CORR]) == 'string' and type(header[jobs.INPUTS]) == 'table' then
-    return header
+  if not ok or type(header) ~= 'table' then
+    return nil
   end
-  return nil
+  for i, kind in ipairs(HEADER) do
+    if type(header[i]) ~= kind then
+      return nil
+    end
+  end
+  local deadline = header[jobs.DEADLINE]
+  return deadline >= 0 and deadline <= args.MAX_INT and header or nil
+end
+
+-- The entries among first .. last that are pending for a consumer, as {id = true}; none if the queue is gone.
+function jobs.held(stream, consumer, first, last, most)
+  local found = redis.pcall('XPENDING', stream, jobs.GROUP, first, last, most, consumer)
+  local mine = {}
+  if found.err then
+    if not string.find(found.err, 'NOGROUP', 1, true) then
+      error(found, 0)
+    end
+    return mine
+  end
+  for _, entry in ipairs(found) do
+    mine[entry[1]] = true
+  end
+  return mine
 end
 
 -- Put a reply where the caller waits for it. A ticket that the caller spoilt with another type is the caller's loss.
@@ -45,12 +83,16 @@ function jobs.reply(own, device, id, deadline, ticket, corr, text)
   if ticket == '' then
     ticket = own.ticket .. device .. '/' .. id
   end
+  jobs.push(ticket, corr, text, deadline + jobs.REPLY_GRACE_MS)
+end
+
+function jobs.push(ticket, corr, text, expires)
   if corr ~= '' then
     text = corr .. ' ' .. text
   end
   local pushed = redis.pcall('RPUSH', ticket, text)
   if type(pushed) == 'number' then
-    redis.call('PEXPIREAT', ticket, deadline + jobs.REPLY_GRACE_MS)
+    redis.call('PEXPIREAT', ticket, expires)
   end
 end
 

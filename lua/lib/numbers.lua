@@ -24,8 +24,8 @@ local FORMATS = {}
 for precision = 1, 17 do
   FORMATS[precision] = '%.' .. precision .. 'g'
 end
--- Significant digits that a type always keeps, and those that tell all its numbers apart; below `normal` it keeps fewer.
--- Whole numbers up to `whole` are written without an exponent.
+-- Significant digits that a type always keeps, and those that tell all its numbers apart; below `normal` it keeps
+-- fewer. Whole numbers up to `whole` are written without an exponent.
 local DIGITS = {
   FLOAT16 = { kept = 3, enough = 5, normal = 6.103515625e-05, whole = 65504 },
   FLOAT = { kept = 6, enough = 9, normal = 1.1754943508222875e-38, whole = 16777216 },
@@ -101,7 +101,7 @@ local function read_float(dtype, text)
   return pack_float(dtype, x)
 end
 
--- Two's complement of 64 bits out of decimal digits, six at a time so that no product leaves the exact range of a double.
+-- Two's complement of 64 bits out of decimal digits; six at a time, so that products stay exact in a double.
 local function pack64(digits, negative)
   local high, low = 0, 0
   for at = 1 - (-#digits % 6), #digits, 6 do

@@ -8,8 +8,8 @@ local function too_wide(count, width, limit)
     :format(count, width, limit))
 end
 
---- The data of count strings out of texts[first] and the following, and the bytes of each: those of the longest, at least
--- one. Raises BADVALUE, and TOOBIG where the data would have more than limit bytes.
+--- The data of count strings out of texts[first] and the following, and the bytes of each: those of the longest, at
+-- least one. Raises BADVALUE, and TOOBIG where the data would have more than limit bytes.
 function strings.encode(texts, first, count, limit)
   local width = 1
   for i = 1, count do
@@ -73,7 +73,7 @@ end
 function strings.join(texts)
   for i = 1, #texts do
     if texts[i]:find('\0', 1, true) then
-      raise('BADVALUE', ('string %d has a NUL inside, which ends a string in a BLOB: read it with VALUES or GET'):format(i))
+      raise('BADVALUE', ('string %d has a NUL inside, which ends a string in a BLOB: use VALUES or GET'):format(i))
     end
   end
   texts[#texts + 1] = ''

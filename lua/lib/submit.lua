@@ -335,3 +335,24 @@ function submit.run(request)
   end
   return own.ticket .. device .. '/' .. id
 end
+
+-- Run a public function that submits. Should it refuse, the reason also goes to the ticket that the caller chose: whoever
+-- sent FCALL and BLPOP in one write would otherwise wait there in vain.
+function submit.answered(callback, KEYS, argv)
+  local ok, reply = pcall(callback, KEYS, argv)
+  if ok then
+    return reply
+  end
+  local problem = raised_text(reply)
+  for i = #argv - 1, 3, -1 do
+    local ticket = argv[i + 1]
+    if string.sub(ticket, 1, 4) == 'ks:{' and args.keyword(argv[i]) == 'TICKET' then
+      local request = {}
+      if pcall(submit.options, argv, i, request) then
+        jobs.push(ticket, request.corr or '', problem, node.now_ms() + jobs.REPLY_GRACE_MS)
+      end
+      break
+    end
+  end
+  return redis.error_reply(problem)
+end

@@ -35,9 +35,9 @@ def node() -> Node:
     if not (folder / "node_modules" / ".package-lock.json").exists():  # which npm writes last
         _install(folder)
 
-    def run(*arguments: str, rc: int = 0) -> str:
+    def run(*arguments: str) -> str:
         done = subprocess.run(["node", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
-        assert rc == done.returncode, done.stderr
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     return run

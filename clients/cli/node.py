@@ -1,0 +1,136 @@
+"""What one node says about itself, its executors and its queues."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from keyside.tensorstore import keys
+from keyside.tensorstore.errors import KeysideError
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["devices", "executors", "node_keys", "queues", "text"]
+
+GROUP = "ks"
+
+
+def text(raw: Any) -> str:
+    """Return the text of a reply."""
+    return raw if isinstance(raw, str) else bytes(raw).decode("utf-8", "backslashreplace")
+
+
+def node_keys(client: "redis.Redis") -> keys.NodeKeys:
+    """Return the names of the node's own keys.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    from keyside.clients.admin import command
+
+    if not command(client, "INFO", "cluster").get("cluster_enabled"):
+        return keys.NodeKeys()
+    own_id = text(command(client, "CLUSTER", "MYID"))
+    client.response_callbacks.pop("CLUSTER SLOTS", None)
+    slots = [int(first) for first, _, primary, *_ in command(client, "CLUSTER", "SLOTS") if text(primary[2]) == own_id]
+    return keys.NodeKeys(keys.slot_tag(min(slots))) if slots else keys.NodeKeys()
+
+
+def server_ms(client: "redis.Redis") -> int:
+    """Return the time of the server in ms.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    from keyside.clients.admin import command
+
+    seconds, micros = command(client, "TIME")
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def executors(client: "redis.Redis", names: keys.NodeKeys | None = None) -> list[dict[str, Any]]:
+    """Return what the executors that are alive say about themselves, with `beat_ms`, the age of their last heartbeat.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    from keyside.clients.admin import command
+
+    names = names or node_keys(client)
+    beats = command(client, "ZRANGE", names.executors, 0, -1, "WITHSCORES")
+    now = server_ms(client)
+    found = []
+    for consumer, beat in _pairs(beats):
+        raw = command(client, "GET", names.executor(consumer))
+        if raw is None:
+            continue  # it died, and is still listed for its jobs to be taken over
+        try:
+            info = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(info, dict):
+            found.append({"consumer": text(consumer), **info, "beat_ms": max(0, now - int(float(beat)))})
+    return found
+
+
+def devices(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, Any]]) -> list[str]:
+    """Return the device queues that executors serve or models are stored for.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    from keyside.clients.admin import command
+
+    found = {device for one in alive for device in one.get("devices", ())}
+    for raw in command(client, "HVALS", names.catalog):
+        try:
+            record = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("device"), str):
+            found.add(record["device"])
+    return sorted(found)
+
+
+def queues(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each device queue: jobs in it, how many of them are claimed, bytes, age of the oldest, its executors.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    from keyside.clients.admin import command
+
+    now = server_ms(client)
+    client.response_callbacks.pop("XPENDING", None)
+    client.response_callbacks.pop("XRANGE", None)
+    found = []
+    for device in devices(client, names, alive):
+        stream = names.jobs(device)
+        try:
+            depth = int(command(client, "XLEN", stream))
+            first = command(client, "XRANGE", stream, "-", "+", "COUNT", 1)
+        except KeysideError as error:
+            found.append({"device": device, "error": str(error)})
+            continue
+        try:
+            claimed = int(command(client, "XPENDING", stream, GROUP)[0])
+        except KeysideError:
+            claimed = 0  # no executor has served it yet
+        held = command(client, "GET", names.bytes(device))
+        found.append(
+            {
+                "device": device,
+                "depth": depth,
+                "claimed": claimed,
+                "bytes": int(held or 0),
+                "oldest_ms": max(0, now - int(text(first[0][0]).partition("-")[0])) if first else None,
+                "executors": sum(device in one.get("devices", ()) for one in alive),
+            }
+        )
+    return found
+
+
+def _pairs(reply: Any) -> list[tuple[Any, Any]]:
+    """Members and scores, flat or in pairs as redis-py makes them."""
+    if reply and isinstance(reply[0], list | tuple):
+        return [(member, score) for member, score in reply]
+    return list(zip(reply[::2], reply[1::2], strict=True))

@@ -1,0 +1,136 @@
+"""What both transports have in common: a request, and what is said when it has no answer."""
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keyside.tensorstore import keys
+from keyside.tensorstore.command import Command
+from keyside.tensorstore.commands import Submit
+from keyside.tensorstore.errors import KeysideError, TimedOut, TryAgain, Unreachable
+
+__all__ = [
+    "MARGIN_S",
+    "Identity",
+    "Request",
+    "accepted",
+    "may_retry",
+    "not_answered",
+    "pauses",
+    "reply_lost",
+]
+
+MARGIN_S = 0.5
+"""At its deadline a job is answered TIMEDOUT: this long that answer may take to arrive."""
+
+_PAUSE_S, _PAUSE_MAX_S = 0.02, 1.0
+
+
+class Identity:
+    """Who a client is: an id that no other has, and the numbers of its requests. A forked child is another."""
+
+    __slots__ = ("_numbers", "id", "pid")
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.id = secrets.token_hex(8).encode()
+        self._numbers = itertools.count(1)
+
+    def number(self) -> int:
+        """Return a number for one request."""
+        return next(self._numbers)
+
+
+class Request:
+    """A job to submit.
+
+    Attributes:
+        build: makes the call that submits it; its result is the job id.
+        before: commands that go out before it in the same write: values too large to ride in the call.
+        temporaries: the keys that those write, for the call to take over.
+        timeout: seconds until its deadline.
+        identity: the client's.
+        seq: the number of this request.
+    """
+
+    __slots__ = ("before", "build", "identity", "seq", "temporaries", "timeout")
+
+    def __init__(self, build: Callable[[Submit], Command[bytes]], timeout: float, identity: Identity, seq: int) -> None:
+        self.build = build
+        self.before: list[Command[None]] = []
+        self.temporaries: list[bytes] = []
+        self.timeout = timeout
+        self.identity = identity
+        self.seq = seq
+
+    def submit(self, seconds: float, ticket: bytes, corr: bytes = b"") -> Command[bytes]:
+        """Return the call that submits it, to end within some seconds."""
+        return self.build(Submit(max(1, round(seconds * 1000)), ticket, corr, self.identity.id, self.seq))
+
+    def ticket(self, node: bytes) -> bytes:
+        """Return the name of a list for this request alone."""
+        return keys.client_ticket(node, self.identity.id, self.seq)
+
+
+def pauses() -> Callable[[], float]:
+    """Return a function that says how long to wait before each next attempt, in seconds."""
+    pause = _PAUSE_S
+
+    def following() -> float:
+        nonlocal pause
+        now, pause = pause, min(pause * 2, _PAUSE_MAX_S)
+        return now
+
+    return following
+
+
+def may_retry(error: BaseException) -> bool:
+    """Whether the same submit may succeed if it is sent again."""
+    if isinstance(error, TryAgain):
+        # A slot that is elsewhere for good is not found by asking here again.
+        return not error.text.startswith(("MOVED", "ASK"))
+    return isinstance(error, Unreachable)
+
+
+def not_answered(request_timeout: float, job: bytes, names: Sequence[str], infos: Sequence[dict[str, Any]]) -> TimedOut:
+    """Say why nobody may have answered.
+
+    Args:
+        request_timeout: seconds that were waited.
+        job: job id, if known.
+        names: executors that the node knows.
+        infos: what those that live say of themselves.
+    """
+    device = job.decode("ascii", "replace").partition("/")[0]
+    said = f"no answer within {request_timeout:g} s"
+    if not infos:
+        why = "no executor is alive" if names else "no executor has ever run"
+        return TimedOut(f"{said}: {why} on this server; start one with `keyside executor`")
+    serving = [info for info in infos if device in info.get("devices", ())]
+    if device and not serving:
+        have = sorted({str(name) for info in infos for name in info.get("devices", ())})
+        return TimedOut(
+            f"{said}: no executor serves the queue {device}; those that are alive serve {', '.join(have) or 'none'}"
+        )
+    return TimedOut(f"{said}; {len(serving or infos)} executor(s) alive on this server")
+
+
+def reply_lost(request_timeout: float) -> TimedOut:
+    """Say that a job has ended but its reply was taken by a connection that broke."""
+    return TimedOut(
+        f"no answer within {request_timeout:g} s: the job has ended, but its reply was lost with a broken connection"
+    )
+
+
+def accepted(replies: Sequence[Any]) -> bytes:
+    """Return the job id out of the replies to a submit and to what went before it.
+
+    Raises:
+        KeysideError: the first error among them.
+    """
+    for reply in replies:
+        if isinstance(reply, KeysideError):
+            raise reply
+    return bytes(replies[-1])

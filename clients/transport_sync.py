@@ -1,0 +1,375 @@
+"""The blocking transport: a pool of connections, for any number of threads.
+
+A request goes out as FCALL and BLPOP in one write on one connection; nothing else talks to the server for it.
+"""
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from keyside.clients.endpoint import Endpoint
+from keyside.clients.request import (
+    MARGIN_S,
+    Identity,
+    Request,
+    accepted,
+    may_retry,
+    not_answered,
+    pauses,
+    reply_lost,
+)
+from keyside.clients.stream_sync import Stream
+from keyside.clients.wire import Wire
+from keyside.tensorstore import commands, keys, plain
+from keyside.tensorstore.command import Command
+from keyside.tensorstore.errors import Cancelled, KeysideError, TimedOut, Unreachable
+
+__all__ = ["SyncPending", "SyncTransport"]
+
+T = TypeVar("T")
+_IDLE_MAX = 32
+
+
+class SyncPending:
+    """A request that the server has accepted.
+
+    Attributes:
+        request: as it was submitted.
+        job: its id; empty if a lost connection took it along.
+        reply: what has come, once it has; an error is raised where the reply is asked for.
+    """
+
+    __slots__ = ("_lock", "ends", "job", "reply", "request", "ticket")
+
+    def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float) -> None:
+        self.request = request
+        self.ticket = ticket
+        self.job = job
+        self.ends = ends
+        self.reply: bytes | KeysideError | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held by whoever reads the ticket: only one can get the reply."""
+        return self._lock
+
+
+class SyncTransport:
+    """Sends commands and requests.
+
+    Args:
+        endpoint: the server.
+        idle: seconds without a byte after which the server counts as gone.
+    """
+
+    def __init__(self, endpoint: Endpoint, idle: float) -> None:
+        self._endpoint = endpoint
+        self._idle_s = idle
+        self.node = keys.STANDALONE_TAG
+        self._begin()
+        _ALL.add(self)
+
+    def _begin(self) -> None:
+        self.identity = Identity()
+        self._free: list[Wire] = []
+        self._reached = False
+        self._closed = False
+
+    def forked(self) -> None:
+        """Begin anew in a child process: the connections are the parent's."""
+        inherited, closed = self._free, self._closed
+        self._begin()
+        self._closed = closed
+        for wire in inherited:
+            wire.close()
+
+    # --- connections
+
+    def take(self) -> Wire:
+        """Return a connection for the caller alone; `give` takes it back."""
+        if self._closed:
+            raise Unreachable("this client is closed")
+        while True:
+            try:
+                wire = self._free.pop()
+            except IndexError:
+                wire = Wire(self._endpoint, "keyside-client", self._idle_s)
+                self._reached = True
+                return wire
+            if wire.usable:
+                return wire
+            wire.close()
+
+    def give(self, wire: Wire) -> None:
+        """Take back a connection on which no reply is outstanding, or that is closed."""
+        if self._closed or len(self._free) >= _IDLE_MAX or not wire.usable:
+            wire.close()
+            return
+        wire.done()
+        self._free.append(wire)
+
+    @contextlib.contextmanager
+    def _wire(self) -> Iterator[Wire]:
+        wire = self.take()
+        try:
+            yield wire
+        except KeysideError:
+            self.give(wire)
+            raise
+        except BaseException:
+            # Which replies are still to come is not known.
+            wire.close()
+            raise
+        self.give(wire)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._closed = True
+        while self._free:
+            self._free.pop().close()
+
+    # --- commands
+
+    def call(self, command: Command[T]) -> T:
+        """Send a command and return its result.
+
+        Raises:
+            KeysideError: the server refuses or is gone.
+        """
+        return command.result(self.replies((command,))[0])
+
+    def call_many(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Send commands in one write and return their results.
+
+        Raises:
+            KeysideError: one of them was refused, or the server is gone.
+        """
+        replies = self.replies(batch)
+        return [command.result(reply) for command, reply in zip(batch, replies, strict=True)]
+
+    def replies(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Send commands in one write and return their replies; error replies as errors that are not raised.
+
+        Raises:
+            Unreachable: the server is gone.
+        """
+        reached = self._reached
+        try:
+            with self._wire() as wire:
+                return _exchange(wire, batch)
+        except Unreachable:
+            if not reached or self._closed or not all(command.repeatable for command in batch):
+                raise
+        with self._wire() as wire:
+            return _exchange(wire, batch)
+
+    def run_blocking(self, function: Callable[[], T]) -> T:
+        """Run what may wait for a disk."""
+        return function()
+
+    # --- requests
+
+    def run(self, request: Request) -> bytes:
+        """Submit a request and wait for its reply.
+
+        Raises:
+            KeysideError: it was refused, it failed, or there was no answer.
+        """
+        ticket = request.ticket(self.node)
+        return self._persist(request, lambda seconds: self._run_once(request, ticket, seconds))
+
+    def _persist(self, request: Request, attempt: Callable[[float], T]) -> T:
+        """Try until the deadline. The server takes the same request once, however often it is sent."""
+        ends = time.monotonic() + request.timeout
+        pause = pauses()
+        reached = self._reached
+        while True:
+            try:
+                return attempt(ends - time.monotonic())
+            except KeysideError as error:
+                again = time.monotonic() + (wait := pause())
+                if not reached or self._closed or again >= ends or not may_retry(error):
+                    raise
+            time.sleep(wait)
+
+    def _run_once(self, request: Request, ticket: bytes, seconds: float) -> bytes:
+        patience = max(seconds, 0.001) + MARGIN_S
+        waiting = plain.blpop(ticket, patience)
+        batch = [*request.before, request.submit(seconds, ticket), waiting]
+        job = b""
+        try:
+            with self._wire() as wire:
+                wire.send(batch)
+                try:
+                    job = accepted([wire.read() for _ in batch[:-1]])
+                except KeysideError:
+                    self._release(wire, ticket)
+                    raise
+                reply = waiting.result(wire.read(patience))
+        except Unreachable:
+            raise
+        except KeysideError:
+            self.drop(request.temporaries)
+            raise
+        except BaseException:
+            if job:
+                self._recall(ticket, job)
+            raise
+        if not job:
+            self.drop(request.temporaries)
+        return self.give_up(request, ticket, job) if reply is None else reply
+
+    def _release(self, wire: Wire, ticket: bytes) -> None:
+        """End the wait that was sent behind a call that was then refused."""
+        if not wire.connected:
+            return
+        with contextlib.suppress(KeysideError):
+            self.replies((plain.rpush(ticket, b"-"), plain.pexpire(ticket, 10_000)))
+            if isinstance(wire.read(), list):
+                return
+        wire.close()
+
+    def drop(self, temporaries: Sequence[bytes]) -> None:
+        """Delete what a call has not taken over."""
+        if temporaries:
+            with contextlib.suppress(KeysideError):
+                self.replies((plain.unlink(temporaries),))
+
+    def _recall(self, ticket: bytes, job: bytes) -> None:
+        with contextlib.suppress(KeysideError):
+            self.replies((commands.ai_cancel(ticket, job),))
+
+    def give_up(self, request: Request, ticket: bytes, job: bytes) -> bytes:
+        """Take a job back that nobody has answered.
+
+        Returns:
+            Its reply, if that has come meanwhile.
+
+        Raises:
+            TimedOut: it has not; the text says why that may be.
+        """
+        ended = False
+        if job:
+            cancelled, late = self.call_many((commands.ai_cancel(ticket, job), plain.lpop(ticket)))
+            ended = not cancelled
+        else:
+            late = self.call(plain.lpop(ticket))
+        if late is not None:
+            return bytes(late)
+        if ended:
+            raise reply_lost(request.timeout)
+        names = self.call(plain.executor_names(self.node))
+        infos = self.call(plain.executor_infos(self.node, names)) if names else []
+        raise not_answered(request.timeout, job, names, infos)
+
+    # --- requests whose reply is asked for later
+
+    def begin(self, request: Request) -> SyncPending:
+        """Submit a request and return once the server has accepted it.
+
+        Raises:
+            KeysideError: it was refused, or the server is gone.
+        """
+        ticket = request.ticket(self.node)
+        ends = time.monotonic() + request.timeout
+
+        def submit(seconds: float) -> bytes:
+            return accepted(self.replies([*request.before, request.submit(seconds, ticket)]))
+
+        try:
+            job = self._persist(request, submit)
+        except KeysideError:
+            self.drop(request.temporaries)
+            raise
+        if not job:
+            self.drop(request.temporaries)
+        return SyncPending(request, ticket, job, ends)
+
+    def wait(self, pending: SyncPending, timeout: float | None) -> bytes:
+        """Wait for the reply, at most some seconds and at most until its deadline.
+
+        Raises:
+            TimedOut: it has not come; if the deadline has not passed, the job goes on.
+            KeysideError: the job ended with that error.
+        """
+        until = time.monotonic() + timeout if timeout is not None else float("inf")
+        with pending.lock:
+            pause = pauses()
+            while pending.reply is None:
+                last = pending.ends + MARGIN_S
+                seconds = min(last, until) - time.monotonic()
+                waiting = plain.blpop(pending.ticket, seconds)
+                try:
+                    with self._wire() as wire:
+                        wire.send((waiting,))
+                        pending.reply = waiting.result(wire.read(max(seconds, 0)))
+                    if pending.reply is None and time.monotonic() >= last:
+                        pending.reply = self._give_up(pending.request, pending.ticket, pending.job)
+                except Unreachable:
+                    if time.monotonic() >= min(last, until):
+                        raise
+                    time.sleep(pause())
+                    continue
+                except KeysideError as error:
+                    pending.reply = error
+                if pending.reply is None and time.monotonic() >= until:
+                    raise TimedOut(f"no reply within {timeout:g} s; the job goes on")
+        if isinstance(pending.reply, KeysideError):
+            raise pending.reply
+        return pending.reply
+
+    def arrived(self, pending: SyncPending) -> bool:
+        """Whether the reply has come, or will not come any more."""
+        if pending.reply is not None or time.monotonic() > pending.ends + MARGIN_S:
+            return True
+        return pending.lock.locked() is False and self.call(plain.llen(pending.ticket)) > 0
+
+    def cancel(self, pending: SyncPending) -> bool:
+        """Take a job back; return whether it will write nothing any more."""
+        if not pending.job or not self.call(commands.ai_cancel(pending.ticket, pending.job)):
+            return False
+        if pending.lock.acquire(blocking=False):
+            pending.reply = Cancelled("the caller cancelled the job")
+            pending.lock.release()
+        else:  # another thread waits for it
+            said = b"CANCELLED the caller cancelled the job"
+            self.call_many((plain.rpush(pending.ticket, said), plain.pexpire(pending.ticket, 10_000)))
+        return True
+
+    def run_many(self, requests: Iterable[Request], window: int) -> Iterator[tuple[int, bytes]]:
+        """Submit requests, some of them ahead, and give their replies as they come, with their numbers.
+
+        Args:
+            requests: made one after the other, as there is room for them.
+            window: how many may be in flight.
+
+        Raises:
+            KeysideError: one of them was refused or failed; those in flight have been cancelled.
+        """
+        stream = Stream(self, window)
+        try:
+            yield from stream.run(requests)
+        finally:
+            stream.end()
+
+
+def _exchange(wire: Wire, batch: Sequence[Command[Any]]) -> list[Any]:
+    wire.send(batch)
+    return [wire.read() for _ in batch]
+
+
+_ALL: "weakref.WeakSet[SyncTransport]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for transport in list(_ALL):
+        transport.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

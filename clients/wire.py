@@ -1,0 +1,136 @@
+"""One blocking connection: several commands in one write, large values without copies."""
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+import redis
+
+from keyside.clients.endpoint import Endpoint
+from keyside.tensorstore.command import Command, encode
+from keyside.tensorstore.errors import Unreachable, from_reply
+from keyside.tensorstore.resp import NOT_READY, ReplyReader
+
+__all__ = ["Wire"]
+
+_SLICE = 1 << 20
+_FRESH_S = 1.0
+
+
+class Wire:
+    """A connection, for one thread at a time.
+
+    Args:
+        endpoint: the server.
+        name: shown by CLIENT LIST.
+        idle: seconds without a byte after which the server counts as gone.
+
+    Raises:
+        KeysideError: it cannot be made.
+    """
+
+    def __init__(self, endpoint: Endpoint, name: str, idle: float) -> None:
+        self._connection = endpoint.connect(name)
+        self._socket: socket.socket | None = self._connection._sock  # noqa: SLF001  # redis-py hands out no socket
+        self._tls = isinstance(self._socket, ssl.SSLSocket)
+        self._idle = idle
+        self._limit = -1.0
+        self._reader = ReplyReader()
+        self._used = time.monotonic()
+        self._pid = os.getpid()
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has not been closed here."""
+        return self._socket is not None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open, and, after some time unused, has not been closed by the server meanwhile."""
+        sock = self._socket
+        if sock is None or not self._reader.idle or self._pid != os.getpid():
+            return False
+        if self._tls or time.monotonic() - self._used < _FRESH_S:
+            return True
+        # Nothing is awaited, so anything to read is the end. (With TLS it may be a ticket for the session.)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return not poll.poll(0)
+
+    def send(self, commands: Sequence[Command[Any]]) -> None:
+        """Send commands in one write; `read` gives one reply for each.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        pieces = encode(commands)
+        sock = self._open(self._idle)
+        try:
+            for piece in pieces:
+                size = len(piece)
+                if size <= _SLICE:
+                    sock.sendall(piece)
+                    continue
+                # In slices: the time limit of sendall is for all of what it is given.
+                view = memoryview(piece)
+                for start in range(0, size, _SLICE):
+                    sock.sendall(view[start : start + _SLICE])
+        except OSError as error:
+            self._lost(error)
+
+    def read(self, wait: float = 0.0) -> Any:
+        """Return the next reply as it is; an error reply as the error that it stands for, not raised.
+
+        Args:
+            wait: seconds that the server may take on top of what it always may.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        reader = self._reader
+        sock = self._open(self._idle + wait)
+        try:
+            while (reply := reader.gets()) is NOT_READY:
+                count = sock.recv_into(reader.get_buffer())
+                if not count:
+                    raise ConnectionResetError("the server closed the connection")
+                reader.buffer_updated(count)
+        except (OSError, hiredis.ProtocolError) as error:
+            self._lost(error)
+        except BaseException:  # the wait was interrupted: whose the next reply is would not be known
+            self.close()
+            raise
+        if isinstance(reply, hiredis.ReplyError):
+            return from_reply(str(reply))
+        return reply
+
+    def done(self) -> None:
+        """Take note that it is no longer used."""
+        self._used = time.monotonic()
+
+    def close(self) -> None:
+        """Close it."""
+        connection, self._connection, self._socket = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(redis.RedisError, OSError):
+                connection.disconnect()
+
+    def _open(self, limit: float) -> socket.socket:
+        sock = self._socket
+        if sock is None:
+            raise Unreachable("the connection to the server is closed")
+        if limit != self._limit:
+            sock.settimeout(limit)
+            self._limit = limit
+        return sock
+
+    def _lost(self, error: Exception) -> None:
+        self.close()
+        what = f"nothing came for {self._limit:g} s" if isinstance(error, TimeoutError) else str(error)
+        raise Unreachable(f"the connection to the server was lost: {what}") from error
