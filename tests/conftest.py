@@ -70,6 +70,12 @@ _lasting: set[int] = set()
 
 
 @pytest.fixture(scope="session")
+def lasting() -> set[int]:
+    """Process ids of the executors that may outlive a test: for modules that start some of their own."""
+    return _lasting
+
+
+@pytest.fixture(scope="session")
 def _session_executor(server: Server) -> Iterator[Executor]:
     with Executor(server) as executor:
         _lasting.add(executor.pid)

@@ -153,8 +153,7 @@ def common(command: _F) -> _F:
     with_json = click.option(
         "--json", is_flag=True, expose_value=False, callback=as_json, help="Write JSON to stdout."
     )(wrapped)
-    with_both = click.option("--url", metavar="URL", expose_value=False, callback=url, help="The server.")(with_json)
-    return with_both  # type: ignore[return-value]  # what click makes of a function, it gives back
+    return click.option("--url", metavar="URL", expose_value=False, callback=url, help="The server.")(with_json)
 
 
 # --- output

@@ -102,7 +102,7 @@ def queues(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, An
     now = server_ms(client)
     client.response_callbacks.pop("XPENDING", None)
     client.response_callbacks.pop("XRANGE", None)
-    found = []
+    found: list[dict[str, Any]] = []
     for device in devices(client, names, alive):
         stream = names.jobs(device)
         try:

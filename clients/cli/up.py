@@ -83,8 +83,8 @@ def up(
                     if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
                 ]
                 say(
-                    f"using the server at {redacted(named)}, since --url, KEYSIDE_URL or REDIS_URL names it; none is started"
-                    + (f" ({', '.join(ignored)} has no effect)" if ignored else "")
+                    f"using the server at {redacted(named)}, which --url, KEYSIDE_URL or REDIS_URL names: none is started"
+                    + (f" ({', '.join(ignored)}: no effect)" if ignored else "")
                 )
                 _announce(state, keeper.start(named), named, None)
             else:

@@ -1,4 +1,4 @@
---- @requires errors
+--- @requires args
 -- raise() ends a function from any depth with a code of ours; guarded() turns what was raised, and what Redis itself
 -- refused, into an error reply. A bare error() would reach the caller with a script name and a line number behind it.
 

@@ -208,7 +208,7 @@ function submit.writable(key)
     end
     return start.err
   end
-  if start ~= '' and not npy.is_tensor(start) then
+  if (start == '' and redis.call('EXISTS', key) == 1) or (start ~= '' and not npy.is_tensor(start)) then
     return "WRONGTYPE output key '" .. args.printable(key) .. "' holds a string that is not a tensor: delete it or name another"
   end
 end
