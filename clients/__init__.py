@@ -1,1 +1,1 @@
-"""clients"""
+"""The Python client, blocking and asyncio, and the command line."""

@@ -112,7 +112,7 @@ class Endpoint:
         pool = self._pools[0]
         pool.connection_kwargs.setdefault("client_name", name)
         try:
-            connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+            connection: Any = pool.make_connection()
             connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error

@@ -20,6 +20,7 @@ __all__ = [
     "not_answered",
     "pauses",
     "reply_lost",
+    "who_serves",
 ]
 
 MARGIN_S = 0.5
@@ -94,27 +95,32 @@ def may_retry(error: BaseException) -> bool:
     return isinstance(error, Unreachable)
 
 
-def not_answered(request_timeout: float, job: bytes, names: Sequence[str], infos: Sequence[dict[str, Any]]) -> TimedOut:
-    """Say why nobody may have answered.
+def who_serves(device: str, names: Sequence[str], infos: Sequence[dict[str, Any]]) -> str:
+    """Say who could answer.
 
     Args:
-        request_timeout: seconds that were waited.
-        job: job id, if known.
+        device: the queue; empty if that is not known.
         names: executors that the node knows.
         infos: what those that live say of themselves.
     """
-    device = job.decode("ascii", "replace").partition("/")[0]
-    said = f"no answer within {request_timeout:g} s"
     if not infos:
         why = "no executor is alive" if names else "no executor has ever run"
-        return TimedOut(f"{said}: {why} on this server; start one with `keyside executor`")
-    serving = [info for info in infos if device in info.get("devices", ())]
-    if device and not serving:
+        return f"{why} on this server; start one with `keyside executor`"
+    serving = [info for info in infos if not device or device in info.get("devices", ())]
+    if not serving:
         have = sorted({str(name) for info in infos for name in info.get("devices", ())})
-        return TimedOut(
-            f"{said}: no executor serves the queue {device}; those that are alive serve {', '.join(have) or 'none'}"
-        )
-    return TimedOut(f"{said}; {len(serving or infos)} executor(s) alive on this server")
+        return f"no executor serves the queue {device}; those that are alive serve {', '.join(have) or 'none'}"
+    return f"{len(serving)} {'executor is' if len(serving) == 1 else 'executors are'} alive on this server"
+
+
+def not_answered(request_timeout: float, who: str) -> TimedOut:
+    """Say that nobody has answered.
+
+    Args:
+        request_timeout: seconds that were waited.
+        who: as of `who_serves`.
+    """
+    return TimedOut(f"no answer within {request_timeout:g} s: {who}")
 
 
 def reply_lost(request_timeout: float) -> TimedOut:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from keyside.clients.endpoint import Endpoint
@@ -21,6 +21,7 @@ from keyside.clients.request import (
     not_answered,
     pauses,
     reply_lost,
+    who_serves,
 )
 from keyside.clients.stream_sync import Stream
 from keyside.clients.wire import Wire
@@ -68,7 +69,7 @@ class SyncTransport:
     """
 
     def __init__(self, endpoint: Endpoint, idle: float) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._idle_s = idle
         self.node = keys.STANDALONE_TAG
         self._begin()
@@ -98,7 +99,7 @@ class SyncTransport:
             try:
                 wire = self._free.pop()
             except IndexError:
-                wire = Wire(self._endpoint, "keyside-client", self._idle_s)
+                wire = Wire(self.endpoint, "keyside-client", self._idle_s)
                 self._reached = True
                 return wire
             if wire.usable:
@@ -200,7 +201,7 @@ class SyncTransport:
     def _run_once(self, request: Request, ticket: bytes, seconds: float) -> bytes:
         patience = max(seconds, 0.001) + MARGIN_S
         waiting = plain.blpop(ticket, patience)
-        batch = [*request.before, request.submit(seconds, ticket), waiting]
+        batch: list[Command[Any]] = [*request.before, request.submit(seconds, ticket), waiting]
         job = b""
         try:
             with self._wire() as wire:
@@ -218,7 +219,7 @@ class SyncTransport:
             raise
         except BaseException:
             if job:
-                self._recall(ticket, job)
+                self.forget((commands.ai_cancel(ticket, job),))
             raise
         if not job:
             self.drop(request.temporaries)
@@ -237,12 +238,7 @@ class SyncTransport:
     def drop(self, temporaries: Sequence[bytes]) -> None:
         """Delete what a call has not taken over."""
         if temporaries:
-            with contextlib.suppress(KeysideError):
-                self.replies((plain.unlink(temporaries),))
-
-    def _recall(self, ticket: bytes, job: bytes) -> None:
-        with contextlib.suppress(KeysideError):
-            self.replies((commands.ai_cancel(ticket, job),))
+            self.forget((plain.unlink(temporaries),))
 
     def give_up(self, request: Request, ticket: bytes, job: bytes) -> bytes:
         """Take a job back that nobody has answered.
@@ -263,9 +259,19 @@ class SyncTransport:
             return bytes(late)
         if ended:
             raise reply_lost(request.timeout)
+        device = job.decode("ascii", "replace").partition("/")[0]
+        raise not_answered(request.timeout, self.who_serves(device))
+
+    def who_serves(self, device: str) -> str:
+        """Say which executors could answer on a queue."""
         names = self.call(plain.executor_names(self.node))
         infos = self.call(plain.executor_infos(self.node, names)) if names else []
-        raise not_answered(request.timeout, job, names, infos)
+        return who_serves(device, names, infos)
+
+    def forget(self, batch: Sequence[Command[Any]]) -> None:
+        """Send commands whose results nobody waits for; if they cannot be sent, then not."""
+        with contextlib.suppress(KeysideError):
+            self.replies(batch)
 
     # --- requests whose reply is asked for later
 
@@ -309,7 +315,7 @@ class SyncTransport:
                         wire.send((waiting,))
                         pending.reply = waiting.result(wire.read(max(seconds, 0)))
                     if pending.reply is None and time.monotonic() >= last:
-                        pending.reply = self._give_up(pending.request, pending.ticket, pending.job)
+                        pending.reply = self.give_up(pending.request, pending.ticket, pending.job)
                 except Unreachable:
                     if time.monotonic() >= min(last, until):
                         raise
@@ -341,7 +347,7 @@ class SyncTransport:
             self.call_many((plain.rpush(pending.ticket, said), plain.pexpire(pending.ticket, 10_000)))
         return True
 
-    def run_many(self, requests: Iterable[Request], window: int) -> Iterator[tuple[int, bytes]]:
+    def run_many(self, requests: Iterable[Request], window: int) -> Generator[tuple[int, bytes], None, None]:
         """Submit requests, some of them ahead, and give their replies as they come, with their numbers.
 
         Args:

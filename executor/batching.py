@@ -1,6 +1,6 @@
 """Which jobs run next, and together. Pure: jobs and the time go in, batches come out."""
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Any
 
 from keyside.executor.model import Model
@@ -17,17 +17,21 @@ class Batcher:
     """
 
     def __init__(self) -> None:
-        self._groups: OrderedDict[Any, tuple[Model, deque[Job]]] = OrderedDict()
+        # In the order of their oldest jobs. A job has a number beside it, by its arrival.
+        self._groups: dict[Any, tuple[Model, deque[Job], deque[int]]] = {}
+        self._arrived = 0
         self.size = 0
 
     def add(self, model: Model, job: Job) -> None:
         """Let a job wait; `model.prepare` has seen it."""
         key = job.group or job.id
         group = self._groups.get(key)
+        self._arrived += 1
         if group is None:
-            self._groups[key] = (model, deque((job,)))
+            self._groups[key] = (model, deque((job,)), deque((self._arrived,)))
         else:
             group[1].append(job)
+            group[2].append(self._arrived)
         self.size += 1
 
     def take(self, now: float) -> tuple[Model, list[Job]] | None:
@@ -36,7 +40,7 @@ class Batcher:
         Args:
             now: monotonic seconds.
         """
-        for key, (model, waiting) in self._groups.items():
+        for key, (model, waiting, numbers) in self._groups.items():
             if model.min_rows and not self._due(model, waiting, now):
                 continue
             batch = [waiting.popleft()]
@@ -44,33 +48,46 @@ class Batcher:
             while waiting and rows + waiting[0].rows <= model.max_rows:
                 rows += waiting[0].rows
                 batch.append(waiting.popleft())
-            if waiting:
-                self._groups.move_to_end(key)
-            else:
-                del self._groups[key]
             self.size -= len(batch)
+            if not waiting:
+                del self._groups[key]
+            else:
+                for _ in batch:
+                    numbers.popleft()
+                self._sort()
             return model, batch
         return None
 
     def wait(self, now: float) -> float | None:
         """Return the seconds until `take` has something because of the time alone; None if nothing waits."""
-        left = [model.min_wait - (now - waiting[0].claimed) for model, waiting in self._groups.values()]
+        left = [model.min_wait - (now - waiting[0].claimed) for model, waiting, _ in self._groups.values()]
         return max(0.0, min(left)) if left else None
+
+    def holds(self, model: Model) -> bool:
+        """Whether jobs of a model wait here."""
+        return any(waits is model for waits, _, _ in self._groups.values())
 
     def drop(self, gone: set[bytes]) -> int:
         """Forget jobs that have been answered otherwise, by their ids; return how many."""
         dropped = 0
-        for key, (_, waiting) in list(self._groups.items()):
-            kept = deque(job for job in waiting if job.id not in gone)
+        for key, (model, waiting, numbers) in list(self._groups.items()):
+            kept = [n for n, job in enumerate(waiting) if job.id not in gone]
             if len(kept) == len(waiting):
                 continue
             dropped += len(waiting) - len(kept)
-            waiting.clear()
-            waiting.extend(kept)
-            if not waiting:
+            if kept:
+                self._groups[key] = (model, deque(waiting[n] for n in kept), deque(numbers[n] for n in kept))
+            else:
                 del self._groups[key]
         self.size -= dropped
+        if dropped:
+            self._sort()
         return dropped
+
+    def _sort(self) -> None:
+        """Bring the groups back into their order: some have lost their oldest jobs."""
+        if len(self._groups) > 1:
+            self._groups = dict(sorted(self._groups.items(), key=lambda item: item[1][2][0]))
 
     @staticmethod
     def _due(model: Model, waiting: deque[Job], now: float) -> bool:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from keyside.executor.batching import Batcher
@@ -49,11 +50,19 @@ class Lane(threading.Thread):
         """Return how many jobs to claim for this device now."""
         return min(claim, max(2, int(HOLD_S / self._cost))) - self._batcher.size
 
-    def put(self, model: Model, job: Job) -> None:
-        """Queue a job that `model.prepare` has seen."""
+    def put(self, jobs: Sequence[tuple[Model, Job]]) -> None:
+        """Queue jobs that `model.prepare` has seen, together: those that came together may run together."""
+        if not jobs:
+            return
         with self._lock:
-            self._batcher.add(model, job)
+            for model, job in jobs:
+                self._batcher.add(model, job)
             self._lock.notify()
+
+    def holds(self, model: Model) -> bool:
+        """Whether jobs of a model wait or run here."""
+        with self._lock:
+            return self._batcher.holds(model) or bool(self.running and self.running[0].model == model.id)
 
     def end(self, finished: Finished) -> None:
         """Queue the end of a job that does not run."""

@@ -11,10 +11,12 @@ import structlog
 
 from keyside.executor import blobs
 from keyside.executor.backends import base
+from keyside.executor.backends.base import LoadedModel
 from keyside.executor.cache import ModelRef
 from keyside.executor.model import Model
 from keyside.executor.protocol import Job
 from keyside.executor.settings import Settings
+from keyside.executor.sharing import Sharing, fingerprint
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import KeysideError, ModelFailed, NoModel, Unreachable
@@ -36,6 +38,7 @@ class Loader:
         self._new_wire = new_wire
         self._consumer = consumer
         self._local = threading.local()
+        self._sharing = Sharing()
         self._log = structlog.get_logger()
 
     def load(self, ref: ModelRef) -> Model:
@@ -50,15 +53,19 @@ class Loader:
         blob, digest = self._fetch(wire, key, uid, info)
         backend = base.find(info.backend)
         settings = self._settings
-        loaded = backend.load(
-            blob,
-            device=info.device,
-            inputs=info.inputs,
-            outputs=info.outputs,
-            options=info.options,
-            allow_code=settings.allow_code,
-            threads=settings.threads,
-        )
+
+        def make() -> LoadedModel:
+            return backend.load(
+                blob,
+                device=info.device,
+                inputs=info.inputs,
+                outputs=info.outputs,
+                options=info.options,
+                allow_code=settings.allow_code,
+                threads=settings.threads,
+            )
+
+        loaded = self._sharing.get(fingerprint(info, digest), make)
         model = Model(
             key,
             uid,

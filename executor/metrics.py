@@ -70,6 +70,14 @@ class _Row:
         self.compute_buckets = [0] * (len(BUCKETS_US) + 1)
         self.request_buckets = [0] * (len(BUCKETS_US) + 1)
 
+    def copy(self) -> "_Row":
+        """Return the numbers as they are now."""
+        other = _Row.__new__(_Row)
+        for name in _Row.__slots__:
+            value = getattr(self, name)
+            setattr(other, name, value.copy() if isinstance(value, list | dict) else value)
+        return other
+
 
 class Metrics:
     """Everything that one executor counts, with a registry of its own.
@@ -207,25 +215,26 @@ class Metrics:
             )
         }
         with self._lock:
-            for (model, version), row in sorted(self._rows.items()):
-                key = [model, version]
-                for name, value in (
-                    ("request_success", row.success),
-                    ("count", row.samples),
-                    ("exec_count", row.executions),
-                    ("request_duration_us", row.request_us),
-                    ("queue_duration_us", row.queue_us),
-                    ("compute_infer_duration_us", row.compute_us),
-                ):
-                    counters[name].add_metric(key, value)
-                for reason, count in sorted(row.failures.items()):
-                    failures.add_metric([*key, reason], count)
-                for name, buckets, total in (
-                    ("request", row.request_buckets, row.request_us),
-                    ("queue", row.queue_buckets, row.queue_us),
-                    ("compute", row.compute_buckets, row.compute_us),
-                ):
-                    histograms[name].add_metric(key, _cumulative(buckets), total / 1e6)
+            rows = [(key, row.copy()) for key, row in self._rows.items()]
+        for (model, version), row in sorted(rows, key=_key):
+            key = [model, version]
+            for name, value in (
+                ("request_success", row.success),
+                ("count", row.samples),
+                ("exec_count", row.executions),
+                ("request_duration_us", row.request_us),
+                ("queue_duration_us", row.queue_us),
+                ("compute_infer_duration_us", row.compute_us),
+            ):
+                counters[name].add_metric(key, value)
+            for reason, count in sorted(row.failures.items()):
+                failures.add_metric([*key, reason], count)
+            for name, buckets, total in (
+                ("request", row.request_buckets, row.request_us),
+                ("queue", row.queue_buckets, row.queue_us),
+                ("compute", row.compute_buckets, row.compute_us),
+            ):
+                histograms[name].add_metric(key, _cumulative(buckets), total / 1e6)
         yield from counters.values()
         yield failures
         yield from histograms.values()
@@ -242,6 +251,10 @@ class _Adapter(Collector):
 
     def describe(self) -> list[Metric]:
         return []
+
+
+def _key(item: tuple[tuple[str, str], _Row]) -> tuple[str, str]:
+    return item[0]
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -211,14 +211,14 @@ def complete(
     """Return the commands that end the jobs of one batch: SETs of large outputs, then KS_COMPLETE."""
     commands: list[list[Argument]] = []
     errors = 0
-    counted = 0
+    counted: list[int] = []
     tail: list[Argument] = []
     if len(ended) > 1:
         ended = sorted(ended, key=lambda one: _order(one.job.id))
     for one in ended:
         job = one.job
         errors += one.error is not None
-        counted += job.bytes
+        counted.append(job.bytes)
         for key, header, data, expires in one.staged:
             commands.append([b"SET", key, (header, data), b"PX", expires])
         captures = job.captures
@@ -234,8 +234,9 @@ def complete(
         )
         for output in one.outputs:
             tail += output
+    sizes = " ".join(map(str, counted)) if any(counted) else 0
     head: list[Argument] = [
-        b"FCALL", b"KS_COMPLETE", 0, device, consumer, held, model, duration_us, samples, errors, counted, len(ended),
+        b"FCALL", b"KS_COMPLETE", 0, device, consumer, held, model, duration_us, samples, errors, sizes, len(ended),
     ]  # fmt: skip
     commands.append(head + tail)
     return commands

@@ -26,7 +26,7 @@ class Ran:
     Attributes:
         model: that ran.
         ended: its jobs.
-        samples: rows that were run.
+        samples: rows that were run with success.
         seconds: the time that the model took.
         queued: seconds that the jobs waited since they were claimed, all together.
     """
@@ -68,7 +68,7 @@ class Runner:
         except KeysideError as error:
             if len(jobs) > 1:
                 return self._one_by_one(model, jobs)
-            return Ran(model, [Finished.failed(jobs[0], error)], rows, time.perf_counter() - started, queued)
+            return Ran(model, [Finished.failed(jobs[0], error)], 0, time.perf_counter() - started, queued)
         seconds = time.perf_counter() - started
         model.timed(seconds)
         return Ran(model, self._split(model, jobs, results), rows, seconds, queued)

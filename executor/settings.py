@@ -17,7 +17,7 @@ LOG_FORMATS = ("console", "json")
 
 _UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)", re.ASCII)
-_QUEUE = re.compile(r"[A-Za-z0-9:_.\-]{1,32}", re.ASCII)
+_QUEUE = re.compile(r"[A-Z0-9:_.\-]{1,32}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9:_.\-]{1,64}", re.ASCII)
 
 
@@ -108,7 +108,7 @@ class Settings:
             raise _error("devices", "names no device queue")
         for queue in self.devices:
             if not _QUEUE.fullmatch(queue):
-                raise _error("devices", f"{queue!r} is not 1 to 32 letters, digits or :_.-")
+                raise _error("devices", f"{queue!r} is not 1 to 32 capital letters, digits or :_.-")
         if len(set(self.devices)) != len(self.devices):
             raise _error("devices", "names a device queue twice")
         if not _NAME.fullmatch(self.name):
@@ -190,7 +190,7 @@ def _boolean(text: str) -> bool:
 
 
 def _devices(text: str) -> tuple[str, ...]:
-    return tuple(queue.strip() for queue in text.split(",") if queue.strip())
+    return tuple(queue.strip().upper() for queue in text.split(",") if queue.strip())
 
 
 def _path(text: str) -> Path:

@@ -4,13 +4,12 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import hiredis
 import structlog
 
 from keyside import __version__
-from keyside.executor.backends.base import LoadedModel
 from keyside.executor.batching import Batcher
 from keyside.executor.cache import ModelCache, ModelRef
 from keyside.executor.delivery import Delivery, Parcel
@@ -23,15 +22,16 @@ from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, claim, par
 from keyside.executor.runner import Ran, Runner
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
-from keyside.executor.wire import Wire, as_error
+from keyside.executor.wire import Command, Wire, as_error
 from keyside.tensorstore import keys
-from keyside.tensorstore.errors import KeysideError, LibraryMissing, TryAgain, Unreachable
+from keyside.tensorstore.errors import BadModel, KeysideError, LibraryMissing, ModelFailed, TryAgain, Unreachable
 
 __all__ = ["Worker"]
 
 BLOCK_MS = 5000
 TICK = 0.05
 START_S = 30.0
+LINGER_S = 0.0005
 
 
 class Worker:
@@ -66,7 +66,12 @@ class Worker:
         self.wire = self.new_wire("claim")
         self._gave_up = threading.Event()
         self._loader = Loader(settings, self.new_wire, self.consumer)
-        self.cache = ModelCache(settings.memory_budget, self._loader.load, threads=settings.loader_threads)
+        self.cache = ModelCache(
+            settings.memory_budget,
+            self._loader.load,
+            threads=settings.loader_threads,
+            body=lambda model: model.loaded,
+        )
         self._delivery = Delivery(self.consumer, self.held, self.metrics, self._install, self._gave_up)
         self._runner = Runner(self.node, self.consumer.decode())
         self._lanes = {
@@ -75,7 +80,8 @@ class Worker:
         }
         self._streams = {self.node.jobs(device): device for device in settings.devices}
         self._stream_of = {device: stream for stream, device in self._streams.items()}
-        self._outbox: list[Parcel] = []
+        self._outbox: list[Parcel] = []  # to be sent with the next claim
+        self._sent: list[Parcel] = []  # sent by the claim thread, and not answered yet
         self._room = threading.Event()
         self._adopted: dict[str, bytes] = {}
         self.watchdog = Watchdog(self)
@@ -97,7 +103,7 @@ class Worker:
             try:
                 self._serve()
             except LibraryMissing:
-                self._install(self.wire)
+                self._restore()
             except Unreachable as error:
                 self.log.warning("server unreachable", error=str(error))
                 self._reconnect()
@@ -119,24 +125,30 @@ class Worker:
             self._room.wait(TICK)
             self._room.clear()
             return
-        parcels, self._outbox = self._outbox, []
-        commands = [command for parcel in parcels for command in parcel.commands]
-        commands.append(claim(self.consumer, streams, count, BLOCK_MS))
+        outbox, self._outbox = self._outbox, []
         try:
-            self.wire.send(commands)
-            replies = [[self.wire.read() for _ in parcel.commands] for parcel in parcels]
-            for parcel, answers in zip(parcels, replies, strict=True):
-                if not self._delivery.settle(parcel, answers):
-                    self._outbox.append(parcel)
+            self._send(outbox, claim(self.consumer, streams, count, BLOCK_MS))
+            self._settle_sent()
             claimed = self.wire.read()
-        except Unreachable:
-            self._outbox = parcels  # some may have arrived: sending them again does no harm
-            raise
         finally:
             self.claiming = False
+        missing = bool(self._outbox)
         self._take(claimed)
-        if self._outbox and self._outbox[0] in parcels:
+        if missing:
             raise LibraryMissing("KS_COMPLETE")
+
+    def _send(self, parcels: Sequence[Parcel], *more: Command) -> None:
+        """Send parcels, and what goes with them, in one write; `_settle_sent` reads what the server says to the parcels."""
+        self._sent += parcels
+        self.wire.send([command for parcel in parcels for command in parcel.commands] + list(more))
+
+    def _settle_sent(self) -> None:
+        while self._sent:
+            parcel = self._sent[0]
+            answers = [self.wire.read() for _ in parcel.commands]
+            del self._sent[0]
+            if not self._delivery.settle(parcel, answers):
+                self._outbox.append(parcel)
 
     def _take(self, reply: Any) -> None:
         """Accept what a claim has brought."""
@@ -155,6 +167,7 @@ class Worker:
             self._accept(self._streams[bytes(stream)], entries, now)
 
     def _accept(self, device: str, entries: Sequence[Any], now: float) -> None:
+        self._settle_sent()
         jobs: list[Job] = []
         for entry_id, fields in entries:
             job = self._parse(self.wire, device, entry_id, fields)
@@ -168,8 +181,16 @@ class Worker:
                 jobs.append(job)
         if not jobs:
             return
-        self._fetch(self.wire, jobs)
+        try:
+            self._fetch(self.wire, jobs)
+        except Unreachable:
+            for job in jobs:  # they are read again once there is a connection
+                self.held.pop(job.id, None)
+            raise
+        lane = self._lanes[device]
         inline = Batcher()
+        queued: list[tuple[Model, Job]] = []
+        runs_here: dict[bytes, bool] = {}
         server_now = self.watchdog.now_ms()
         for job in jobs:
             if job.deadline and job.deadline < server_now:
@@ -177,15 +198,30 @@ class Worker:
             model = self._ready(job)
             if model is None:
                 continue
-            if model.run_s and model.run_s * 1000 < self.settings.inline_ms and not model.min_rows:
+            here = runs_here.get(model.id)
+            if here is None:
+                # A model that got faster must not overtake those of its jobs that still wait in the lane.
+                here = runs_here[model.id] = self._is_quick(model) and not lane.holds(model)
+            if here:
                 inline.add(model, job)
             else:
-                self._lanes[device].put(model, job)
+                queued.append((model, job))
+        lane.put(queued)
+        unsent = 0.0
         while (batch := inline.take(now)) is not None:
             model, together = batch
+            if unsent > LINGER_S:
+                # The first callers need not wait for the last. What the server says is read with the next claim.
+                outbox, self._outbox = self._outbox, []
+                self._send(outbox)
+                unsent = 0.0
             ran = self._runner.run(model, together)
-            self._lanes[device].note_cost(ran.seconds, len(together))
+            unsent += ran.seconds
+            lane.note_cost(ran.seconds, len(together))
             self._outbox.append(self._delivery.ran(device, ran))
+
+    def _is_quick(self, model: Model) -> bool:
+        return 0.0 < model.run_s * 1000 < self.settings.inline_ms and not model.min_rows
 
     def why_dead(self) -> str:
         """Return why the process should be restarted, or an empty text."""
@@ -230,7 +266,7 @@ class Worker:
         if job.id not in self.held or not job.arrays:
             return None
         # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
-        model = cast("Model | None", self.cache.get_ready(job.model.decode()))
+        model = self.cache.get_ready(job.model.decode())
         if model is None:
             self.cache.request(self._ref(job), lambda loaded, error: self._loaded(job, loaded, error))
             return None
@@ -252,20 +288,26 @@ class Worker:
     def _ref(job: Job) -> ModelRef:
         return ModelRef(job.model.decode(), context=job.key.decode("utf-8", "surrogateescape"))
 
-    def _loaded(self, job: Job, loaded: LoadedModel | None, error: KeysideError | None) -> None:
+    def _loaded(self, job: Job, model: Model | None, error: KeysideError | None) -> None:
         """Go on with a job that waited for its model; called on a loader thread."""
-        model = cast("Model | None", loaded)
         if model is None:
+            if isinstance(error, BadModel):
+                # What a submit will say from now on.
+                name = f"{job.key.decode(errors='replace')}@{job.version}"
+                error = ModelFailed(f"model '{name}' failed to load: {error}")
             self._fail(job, error or TryAgain("the model was not loaded"))
         elif self._fits(model, job):
-            self._lanes[job.device].put(model, job)
+            self._lanes[job.device].put([(model, job)])
 
     def _load(self, job: Job) -> None:
         """Load a version that was just stored; then it serves."""
 
-        def loaded(model: LoadedModel | None, error: KeysideError | None) -> None:
+        def loaded(model: Model | None, error: KeysideError | None) -> None:
             try:
-                self._loader.publish(job, cast("Model | None", model), error)
+                if isinstance(error, Unreachable | TryAgain):
+                    # Nothing is wrong with the model: another executor, or this one later, takes the job over.
+                    raise error
+                self._loader.publish(job, model, error)
             except KeysideError as problem:
                 self.log.error("load not published", model=job.key.decode(errors="replace"), error=str(problem))
             self.held.pop(job.id, None)
@@ -336,7 +378,7 @@ class Worker:
         self._fetch(wire, (job,))
         model = self._ready(job)
         if model is not None:
-            self._lanes[device].put(model, job)
+            self._lanes[device].put([(model, job)])
 
     # --- connecting and stopping
 
@@ -369,8 +411,18 @@ class Worker:
             if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("BUSYGROUP"):
                 raise as_error(reply)
 
+    def _restore(self) -> None:
+        try:
+            self._settle_sent()
+            self._install(self.wire)
+        except KeysideError as error:
+            self.log.warning("function library cannot be loaded", error=str(error))
+            self._reconnect()
+
     def _reconnect(self) -> None:
         self.claiming = False
+        # Some of it may have arrived: sending that again does no harm.
+        self._outbox, self._sent = self._sent + self._outbox, []
         pause = 0.05
         while not self.stopping.wait(pause):
             try:
@@ -394,6 +446,7 @@ class Worker:
             self._accept(device, entries, now)
 
     def _flush(self) -> None:
+        self._settle_sent()
         while self._outbox:
             self._delivery.send(self.wire, self._outbox[0])
             self._outbox.pop(0)

@@ -19,7 +19,7 @@ local function AI_CANCEL(_, ARGV)
   local stream = own.jobs .. device
   local fields = jobs.entry(stream, id)
   local header = fields and jobs.header(fields)
-  local mine = header and (header[jobs.TICKET] == ticket or (header[jobs.TICKET] == '' and own.ticket .. job == ticket))
+  local mine = header and header[jobs.OP] == 'run' and (header[jobs.TICKET] == ticket or (header[jobs.TICKET] == '' and own.ticket .. job == ticket))
   if not mine then
     -- Only a list that belongs to this one job: one that the caller chose may hold replies to others.
     if ticket == own.ticket .. job then

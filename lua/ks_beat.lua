@@ -33,13 +33,13 @@ local function beat_forget(own, devices, name)
 end
 
 local function KS_BEAT(_, ARGV)
-  local consumer, info, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3] or '')
-  if not ttl or not ARGV[4] then
-    raise('BADARG', 'KS_BEAT is called by executors only')
-  end
+  local consumer, info, ttl = ARGV[1], ARGV[2], args.int(ARGV[3] or '', 1, 86400000)
   local devices = {}
   for i = 4, #ARGV do
-    devices[i - 3] = ARGV[i]
+    devices[i - 3] = jobs.is_device(ARGV[i]) and ARGV[i] or raise('BADARG', 'KS_BEAT: no name of a queue')
+  end
+  if not ttl or not devices[1] then
+    raise('BADARG', 'KS_BEAT is called by executors only')
   end
   local own = node.keys()
   local now = node.now_ms()

@@ -17,7 +17,10 @@
 local function complete_outputs(argv, i, count)
   for n = 0, count - 1 do
     local key, how, value = argv[i + 3 * n], argv[i + 3 * n + 1], argv[i + 3 * n + 2]
-    if how ~= 'V' and redis.call('EXISTS', value) == 0 then
+    local there = how == 'V' or redis.pcall('EXISTS', value)
+    if type(there) == 'table' then
+      return raised_text(there)
+    elseif there == 0 then
       return 'OOM an output could not be stored: the server is at maxmemory. Free memory or raise maxmemory, then call again'
     end
     local problem = how ~= 'K' and submit.writable(key)

@@ -6,8 +6,8 @@
 -- Flags: allow-oom allow-cross-slot-keys
 
 local function KS_EXPIRE(_, ARGV)
-  local device = ARGV[1]
-  if not device then
+  local device = ARGV[1] or ''
+  if not jobs.is_device(device) then
     raise('BADARG', 'KS_EXPIRE is called by executors only')
   end
   local own = node.keys()
@@ -16,7 +16,7 @@ local function KS_EXPIRE(_, ARGV)
   local answered = 0
   for i = 2, #ARGV do
     local id = ARGV[i]
-    local fields = jobs.entry(stream, id)
+    local fields = jobs.is_id(id) and jobs.entry(stream, id)
     local header = fields and jobs.header(fields)
     local deadline = header and header[jobs.DEADLINE] or 0
     if deadline > 0 and now >= deadline then

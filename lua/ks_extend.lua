@@ -7,17 +7,18 @@
 -- Flags: allow-oom allow-cross-slot-keys
 
 local function KS_EXTEND(_, ARGV)
-  local device, consumer = ARGV[1], ARGV[2]
-  if not consumer then
+  local device, consumer = ARGV[1] or '', ARGV[2]
+  if not jobs.is_device(device) or not consumer then
     raise('BADARG', 'KS_EXTEND is called by executors only')
   end
   local stream = node.keys().jobs .. device
   local kept = {}
   for i = 3, #ARGV do
+    local id = ARGV[i]
     -- XCLAIM alone would steal back what another has taken over.
-    if redis.call('XPENDING', stream, jobs.GROUP, ARGV[i], ARGV[i], 1, consumer)[1] then
-      redis.call('XCLAIM', stream, jobs.GROUP, consumer, 0, ARGV[i], 'JUSTID')
-      kept[#kept + 1] = ARGV[i]
+    if jobs.is_id(id) and jobs.held(stream, consumer, id, id, 1)[id] then
+      redis.call('XCLAIM', stream, jobs.GROUP, consumer, 0, id, 'JUSTID')
+      kept[#kept + 1] = id
     end
   end
   return kept

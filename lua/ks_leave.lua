@@ -13,6 +13,9 @@ local function KS_LEAVE(_, ARGV)
   local own = node.keys()
   local empty = true
   for i = 2, #ARGV do
+    if not jobs.is_device(ARGV[i]) then
+      raise('BADARG', 'KS_LEAVE: no name of a queue')
+    end
     local stream = own.jobs .. ARGV[i]
     local pending = redis.pcall('XPENDING', stream, jobs.GROUP, '-', '+', 1, consumer)
     if pending[1] then

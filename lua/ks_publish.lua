@@ -29,15 +29,18 @@ local function publish_blob(key, uid, version, digest)
 end
 
 local function KS_PUBLISH(KEYS, ARGV)
-  local key, device, consumer, job, uid, version = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+  local key, device, consumer, job, uid, version = KEYS[1], ARGV[1] or '', ARGV[2], ARGV[3] or '', ARGV[4], ARGV[5] or ''
   local state, digest, signature, reason = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-  if not reason then
+  if not key or not jobs.is_device(device) or not jobs.is_id(job) or not args.int(version, 1) or not reason then
     raise('BADARG', 'KS_PUBLISH is called by executors only')
+  end
+  -- A broken signature in the catalog would break each submit.
+  if state == 'ready' and not catalog.is_signature(signature) then
+    raise('BADARG', 'KS_PUBLISH: no signature')
   end
   local own = node.keys()
   local stream = own.jobs .. device
-  local pending = redis.pcall('XPENDING', stream, jobs.GROUP, job, job, 1, consumer)
-  if pending.err or not pending[1] then
+  if not jobs.held(stream, consumer, job, job, 1)[job] then
     return 0
   end
   jobs.remove(stream, job)

@@ -17,21 +17,29 @@ local function recover_give_up(own, device, id, fields, header, delivered)
   end
   local entry = { 'id', device .. '/' .. id, 'reason', text }
   for field, value in pairs(fields) do
-    entry[#entry + 1] = field
-    entry[#entry + 1] = value
+    -- Somebody may have written an entry with more fields than unpack() takes.
+    if #entry < 4096 then
+      entry[#entry + 1] = field
+      entry[#entry + 1] = value
+    end
   end
   redis.call('XADD', own.dead, 'MAXLEN', 1000, '*', unpack(entry))
   jobs.abandon(own, device, id, header, text)
 end
 
 local function KS_RECOVER(_, ARGV)
-  local device, consumer, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4] or '')
-  if not limit then
+  local device, consumer, lease, limit = ARGV[1] or '', ARGV[2], args.int(ARGV[3] or ''), args.int(ARGV[4] or '', 1)
+  if not jobs.is_device(device) or not lease or not limit then
     raise('BADARG', 'KS_RECOVER is called by executors only')
   end
   local own = node.keys()
   local stream = own.jobs .. device
-  for _, pending in ipairs(redis.call('XPENDING', stream, jobs.GROUP, 'IDLE', lease, '-', '+', 16)) do
+  local idle = redis.pcall('XPENDING', stream, jobs.GROUP, 'IDLE', lease, '-', '+', 16)
+  if idle.err then
+    -- After a FLUSHALL there is nothing to take over; the next heartbeat makes the group again.
+    return string.find(idle.err, 'NOGROUP', 1, true) and {} or error(idle, 0)
+  end
+  for _, pending in ipairs(idle) do
     local id, delivered = pending[1], pending[4]
     local fields = jobs.entry(stream, id)
     local header = fields and jobs.header(fields)

@@ -54,11 +54,20 @@ def get_value(key: Name) -> Command[NDArray[Any]]:
         if reply is None:
             raise NoTensor(f"there is no key {text(key)!r}")
         _check_magic(key, reply)
-        array = npy.decode(reply)
-        # A large reply lies in memory of its own; that of a small one cannot be written to.
-        return array if array.flags.writeable else array.copy()
+        return array(reply)
 
     return Command((b"GET", to_bytes(key)), parse, repeatable=True, bulk=True)
+
+
+def array(value: bytes | memoryview) -> NDArray[Any]:
+    """Read a tensor that is the caller's own from now on.
+
+    Raises:
+        BadNpy: it is damaged.
+    """
+    found = npy.decode(value)
+    # A large reply lies in memory of its own; that of a small one cannot be written to.
+    return found if found.flags.writeable else found.copy()
 
 
 def _check_magic(key: Name, value: bytes | memoryview) -> None:

@@ -177,9 +177,7 @@ class _Reader:
         state = fields["state"]
         if state not in STATES:
             raise self._damaged(f"{number}:state", f"{state!r} is not one of {', '.join(STATES)}")
-        values: dict[str, Any] = {
-            name: self.integer(f"{number}:{name}", fields.get(name)) for name in _NUMBERS
-        }
+        values: dict[str, Any] = {name: self.integer(f"{number}:{name}", fields.get(name)) for name in _NUMBERS}
         values.update((name, fields[name]) for name in _TEXTS if name in fields)
         return VersionInfo(
             version=number,

@@ -65,6 +65,22 @@ def db(server: Server) -> Iterator[redis_py.Redis]:
         yield client
 
 
+@pytest.fixture
+def db_redis(redis: Server) -> Iterator[redis_py.Redis]:
+    """`db`, of Redis alone: for what does not depend on the server."""
+    with redis.client() as client:
+        client.flushall()
+        redis.load_library()
+        yield client
+
+
+@pytest.fixture
+def redis_own() -> Iterator[Server]:
+    """A Redis that the test may stop, kill and fill."""
+    with Server("redis", appendonly="yes") as server:
+        yield server
+
+
 # Executors that serve many tests: starting one takes a second.
 _lasting: set[int] = set()
 

@@ -39,7 +39,12 @@ class Executor:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "keyside.executor"], env=env, stdout=log, stderr=log
             )
-        wait_until(self.registered, f"the executor to register; its log:\n{self.log.read_text()}", 30)
+        try:
+            wait_until(self.registered, "the executor registers", 30)
+        except BaseException:
+            self.process.kill()
+            self.process.wait(10)
+            raise
         return self
 
     def registered(self) -> bool:

@@ -52,7 +52,7 @@ def model(
     )
     opsets = [helper.make_opsetid("", 17), *(helper.make_opsetid(domain, 1) for domain in domains)]
     built: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=9, **kwargs)
-    return built.SerializeToString()
+    return bytes(built.SerializeToString())
 
 
 def weights(name: str, array: np.ndarray[Any, Any]) -> onnx.TensorProto:
@@ -106,9 +106,7 @@ def mlp(seed: int = 0) -> bytes:
         [("probabilities", TensorProto.FLOAT, ["N", 2])],
         [
             weights(name, array)
-            for name, array in zip(
-                ("w1", "b1", "w2", "b2", "w3", "b3"), (w1, b1, w2, b2, w3, b3), strict=True
-            )
+            for name, array in zip(("w1", "b1", "w2", "b2", "w3", "b3"), (w1, b1, w2, b2, w3, b3), strict=True)
         ],
     )
 
@@ -217,10 +215,8 @@ def non_tensor_output() -> bytes:
             helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2]),
         ],
     )
-    built: onnx.ModelProto = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
-    )
-    return built.SerializeToString()
+    built: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(built.SerializeToString())
 
 
 def external_data(location: str = "secret.bin", count: int = 4) -> bytes:
@@ -268,7 +264,8 @@ def traced_linear() -> bytes:
     layer = torch.nn.Linear(4, 2)
     torch.nn.init.ones_(layer.weight)
     torch.nn.init.ones_(layer.bias)
-    return _saved(torch.jit.trace(layer.eval(), torch.zeros(1, 4)))
+    traced = torch.jit.trace(layer.eval(), torch.zeros(1, 4))  # type: ignore[no-untyped-call]
+    return _saved(traced)
 
 
 def scripted_two_outputs() -> bytes:
@@ -297,8 +294,6 @@ def attack_scripts() -> dict[str, bytes]:
         "reads a file": scripted(
             "def forward(self, x: Tensor):\n    return x + torch.from_file('/etc/hostname', False, 4)\n"
         ),
-        "writes a file": scripted(
-            "def forward(self, x: Tensor):\n    torch.save(x, '/tmp/x')\n    return x\n"
-        ),
+        "writes a file": scripted("def forward(self, x: Tensor):\n    torch.save(x, '/tmp/x')\n    return x\n"),
         "prints": scripted("def forward(self, x: Tensor):\n    print(x)\n    return x\n"),
     }

@@ -88,7 +88,7 @@ def _library(facts: Facts) -> Iterator[Finding]:
             "library", WARN, f"{text}, newer than ours ({library.LIBRARY_VERSION})", "upgrade keyside on this machine"
         )
     elif digest != library.digest():
-        yield Finding("library", WARN, f"{text}, but another text than ours", "keyside install --force replaces it")
+        yield Finding("library", WARN, f"{text}, but another text than ours", "keyside install")
     else:
         yield Finding("library", OK, text)
 
@@ -210,12 +210,10 @@ def _eviction(facts: Facts) -> Iterator[Finding]:
 
 def _persistence(facts: Facts) -> Iterator[Finding]:
     if facts.info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding(
-            "persistence", FAIL, "the append-only file cannot be written", "look at the server's log and disk"
-        )
+        yield Finding("persistence", FAIL, "the append-only file cannot be written", "see the server's log and disk")
         return
     if facts.info.get("rdb_last_bgsave_status", "ok") != "ok":
-        yield Finding("persistence", FAIL, "the last snapshot failed", "look at the server's log and disk")
+        yield Finding("persistence", FAIL, "the last snapshot failed", "see the server's log and disk")
         return
     fix = "CONFIG SET appendonly yes, and the same in the server's configuration file"
     if facts.number("aof_enabled"):
@@ -239,9 +237,7 @@ def _clock(facts: Facts) -> Iterator[Finding]:
     if abs(facts.clock_ms) > CLOCK_MS:
         ahead = "ahead of" if facts.clock_ms > 0 else "behind"
         text = f"the server's is {abs(facts.clock_ms) / 1000:.1f} s {ahead} this machine's"
-        yield Finding(
-            "clock", WARN, text, "set both by NTP; deadlines go by the server's, times in logs by each one's own"
-        )
+        yield Finding("clock", WARN, text, "set both by NTP; deadlines go by the server's, logs by each machine's own")
 
 
 def _hz(facts: Facts) -> Iterator[Finding]:

@@ -135,7 +135,7 @@ def flag(*names: str, **attributes: Any) -> Callable[[_F], _F]:
     return option(*names, is_flag=True, **attributes)
 
 
-def common(command: _F) -> _F:
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Let a command take --url and --json too, and give it the state as its first argument."""
 
     def url(ctx: click.Context, _: click.Parameter, value: str | None) -> None:

@@ -76,6 +76,7 @@ def gather(client: "redis.Redis") -> Facts:
         KeysideError: The server cannot be reached, or lets us in for nothing.
     """
     facts = Facts()
+    command(client, "PING")  # connects
     before = time.monotonic()
     command(client, "PING")
     facts.latency_ms = (time.monotonic() - before) * 1000

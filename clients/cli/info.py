@@ -41,7 +41,7 @@ def info(state: State) -> None:
         f"executors  {len(facts.executors)}",
     ]
     if facts.executors:
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (
                 one.get("name"),
                 one.get("host"),

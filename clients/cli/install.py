@@ -13,7 +13,7 @@ __all__ = ["install"]
 
 _SAID = {
     "loaded": "function library {version} loaded",
-    "upgraded": "function library {version} loaded over an older one",
+    "upgraded": "function library {version} loaded over another",
     "replaced": "function library {version} loaded again",
     "present": "function library {version} is there already",
     "newer": "the server has a newer function library, which stays: upgrade keyside here, or use --force",

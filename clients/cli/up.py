@@ -83,7 +83,7 @@ def up(
                     if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
                 ]
                 say(
-                    f"using the server at {redacted(named)}, which --url, KEYSIDE_URL or REDIS_URL names: none is started"
+                    f"using the server at {redacted(named)}, named by --url, KEYSIDE_URL or REDIS_URL: none is started"
                     + (f" ({', '.join(ignored)}: no effect)" if ignored else "")
                 )
                 _announce(state, keeper.start(named), named, None)

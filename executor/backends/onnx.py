@@ -299,9 +299,9 @@ def _decode(array: Array) -> Array:
     width = array.dtype.itemsize
     units = array.reshape(-1).view(np.uint8).reshape(-1, width)
     if ((units[:, :-1] == 0) & (units[:, 1:] != 0)).any():
-        inner = np.empty(array.shape, object)
-        inner.flat = [item.decode() for item in array.flat]
-        return inner
+        inner = np.empty(array.size, object)
+        inner[:] = [item.decode() for item in array.ravel().tolist()]
+        return inner.reshape(array.shape)
     return array.astype(f"S{width + 1}")
 
 

@@ -17,7 +17,7 @@ local function decode(raw)
   end
   record = cjson.decode(raw)
   record.id = record.uid .. '-' .. record.version
-  record.title = record.key .. '@' .. record.version
+  record.title = args.printable(record.key, 512) .. '@' .. record.version
   local signature = record.signature
   if signature == cjson.null then
     record.signature = nil
@@ -37,6 +37,30 @@ local function decode(raw)
   parsed[raw] = record
   parsed_count = parsed_count + 1
   return record
+end
+
+local function is_specs(specs)
+  if type(specs) ~= 'table' then
+    return false
+  end
+  for _, spec in ipairs(specs) do
+    if type(spec) ~= 'table' or type(spec.name) ~= 'string' or type(spec.dtype) ~= 'string' or type(spec.shape) == 'nil' then
+      return false
+    end
+    for _, dim in ipairs(type(spec.shape) == 'table' and spec.shape or {}) do
+      if type(dim) ~= 'number' then
+        return false
+      end
+    end
+  end
+  return true
+end
+
+-- Whether text is a signature as decode() takes it.
+function catalog.is_signature(text)
+  local ok, signature = pcall(cjson.decode, text)
+  return ok and type(signature) == 'table' and is_specs(signature.inputs)
+    and (signature.outputs == cjson.null or is_specs(signature.outputs))
 end
 
 function catalog.find(own, target)

@@ -13,6 +13,11 @@ local function raised_text(raised)
   if string.find(text, 'non local key', 1, true) then
     return 'TRYAGAIN a key of this call is not on this node now: send it again, to the owner of its slot'
   end
+  -- What the caller may not do himself a function may not do for him; Redis and Valkey say so in their own ways.
+  local refused = string.match(text, '^ERR ACL failure in script: (.+)') or string.match(text, '^ERR (The user executing the script.+)')
+  if refused then
+    return 'NOPERM ' .. refused
+  end
   if not string.find(text, '^%u+ ') then
     return 'ERR internal: ' .. text
   end

@@ -91,8 +91,11 @@ function jobs.push(ticket, corr, text, expires)
     text = corr .. ' ' .. text
   end
   local pushed = redis.pcall('RPUSH', ticket, text)
-  if type(pushed) == 'number' then
+  if pushed == 1 then
     redis.call('PEXPIREAT', ticket, expires)
+  elseif type(pushed) == 'number' then
+    -- Other replies wait on the same list: none of them goes before its time.
+    redis.call('PEXPIREAT', ticket, expires, 'GT')
   end
 end
 

@@ -7,11 +7,14 @@ local GONE_MS = 600000 -- how long what a queued job may still need outlives its
 
 -- The uid of the model at key; nil where there is none. Any other value there is refused.
 function models.uid(key)
-  local found = redis.pcall('HMGET', key, 'type', 'uid')
-  if type(found) == 'table' and found.err then
-    raise('WRONGTYPE', "key '" .. args.printable(key) .. "' holds something else than a model")
+  local found = redis.pcall('HMGET', key, 'type', 'uid', 'last')
+  if found.err then
+    if string.find(found.err, 'WRONGTYPE', 1, true) then
+      raise('WRONGTYPE', "key '" .. args.printable(key) .. "' holds something else than a model")
+    end
+    error(found, 0)
   end
-  if found[1] == 'model' then
+  if found[1] == 'model' and found[2] and args.int(found[3] or '', 1) then
     return found[2]
   end
   if redis.call('EXISTS', key) == 1 then
@@ -43,8 +46,8 @@ function models.version(key, asked)
       end
     end
   end
-  if not redis.call('HGET', key, version .. ':state') then
-    raise('NOMODEL', "model '" .. args.printable(key) .. "' has no version '" .. args.printable(version) .. "'")
+  if not version or not redis.call('HGET', key, version .. ':state') then
+    raise('NOMODEL', "model '" .. args.printable(key) .. "' has no version '" .. args.printable(version or '') .. "'")
   end
   return version
 end

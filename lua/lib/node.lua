@@ -47,9 +47,9 @@ end
 
 local counter = 0
 
--- An id that no other call on this node gets: TIME is microseconds, and the counter parts calls within one.
+-- An id that no other call on this node gets. TIME alone stands still during a call, on Valkey even during a transaction.
 function node.unique()
   local time = redis.call('TIME')
-  counter = (counter + 1) % 1000
-  return string.format('%x%05x%03d', tonumber(time[1]), tonumber(time[2]), counter)
+  counter = (counter + 1) % 1000000
+  return string.format('%x%05x%05x', tonumber(time[1]), tonumber(time[2]), counter)
 end

@@ -206,24 +206,63 @@ function submit.writable(key)
     if string.find(start.err, 'WRONGTYPE', 1, true) then
       return "WRONGTYPE output key '" .. args.printable(key) .. "' holds something else than a tensor: delete it or name another"
     end
-    return start.err
+    return raised_text(start)
   end
   if (start == '' and redis.call('EXISTS', key) == 1) or (start ~= '' and not npy.is_tensor(start)) then
     return "WRONGTYPE output key '" .. args.printable(key) .. "' holds a string that is not a tensor: delete it or name another"
   end
 end
 
--- Has this client's request number been taken before? Marks it as taken. Requests whose timeouts lie within a factor of
+-- The bitmap of this client's request number, and how long it is kept. Requests whose timeouts lie within a factor of
 -- two share bitmaps, so that renewing the TTL never shortens it; a retry is the same call, with the same timeout.
-local function seen(own, request, timeout)
+local function seen(own, request)
   local span, class = SEEN_MS, 0
-  while timeout > span do
+  while request.timeout > span do
     span, class = span * 2, class + 1
   end
   local name = own.seen .. request.client .. ':' .. class .. ':' .. math.floor(request.seq / SEEN_BLOCK)
-  local before = redis.call('SETBIT', name, request.seq % SEEN_BLOCK, 1)
-  redis.call('PEXPIRE', name, span + jobs.REPLY_GRACE_MS)
-  return before == 1
+  return name, request.seq % SEEN_BLOCK, span + jobs.REPLY_GRACE_MS
+end
+
+-- Has this number been taken? Asked before anything else: by now the keys of the first call may have been moved.
+local function repeated(own, request)
+  if not request.client then
+    return false
+  end
+  local name, bit = seen(own, request)
+  if redis.call('GETBIT', name, bit) == 0 then
+    return false
+  end
+  if not request.ticket then
+    raise('BADARG', ('request %.0f of client %s was submitted before'):format(request.seq, request.client))
+  end
+  return true
+end
+
+-- Marked only when the job is in its queue: a call that failed may be sent again.
+local function take_number(own, request)
+  if request.client then
+    local name, bit, ms = seen(own, request)
+    redis.call('SETBIT', name, bit, 1)
+    redis.call('PEXPIRE', name, ms)
+  end
+end
+
+-- A key that is given away cannot be another input too.
+local function own_once(inputs)
+  local used, given = {}, false
+  for _, input in ipairs(inputs) do
+    given = given or input.mode == 'OWN'
+  end
+  for _, input in ipairs(given and inputs or {}) do
+    if input.mode ~= 'VALUE' then
+      local mode = used[input.data]
+      if mode and (mode == 'OWN' or input.mode == 'OWN') then
+        raise('BADARG', "input key '" .. args.printable(input.data) .. "' is given as OWN, and as another input too")
+      end
+      used[input.data] = input.mode
+    end
+  end
 end
 
 local function room(own, stream, device, bytes)
@@ -232,7 +271,7 @@ local function room(own, stream, device, bytes)
     raise('BUSY', 'queue ' .. device .. ' holds ' .. queued .. ' jobs, its limit: try again later, or add executors')
   end
   if bytes > 0 then
-    local held = tonumber(redis.call('GET', own.bytes .. device) or 0)
+    local held = tonumber(redis.call('GET', own.bytes .. device) or 0) or 0
     if queued == 0 and held ~= 0 then
       redis.call('UNLINK', own.bytes .. device)
       held = 0
@@ -277,12 +316,17 @@ end
 -- Returns what the public function returns.
 function submit.run(request)
   local own = node.keys()
+  request.timeout = request.timeout or 30000
+  if repeated(own, request) then
+    return ''
+  end
+  own_once(request.inputs)
   local record = catalog.find(own, request.target)
   if record.state == 'failed' then
     raise('MODELFAILED', "model '" .. record.title .. "' failed to load: " .. record.reason)
   end
   if not redis.acl_check_cmd('HGET', record.key, 'type') then
-    raise('NOPERM', "this user may not use model '" .. record.key .. "'")
+    raise('NOPERM', "this user may not use model '" .. record.title .. "'")
   end
   local inputs = bind(record, request)
   local specs = record.signature and record.signature.inputs
@@ -317,16 +361,13 @@ function submit.run(request)
   if own.clustered and ticket ~= '' then
     redis.call('EXISTS', ticket)
   end
-  local timeout = request.timeout or 30000
-  if request.client and seen(own, request, timeout) then
-    return ticket ~= '' and '' or raise('BADARG', 'request ' .. request.seq .. ' of client ' .. request.client .. ' was submitted before')
-  end
-  local deadline = node.now_ms() + timeout
+  local deadline = node.now_ms() + request.timeout
   local entry = { 'h', '' }
   local modes = capture(entry, inputs, deadline + jobs.REPLY_GRACE_MS)
   entry[2] = cmsgpack.pack({ 1, 'run', record.id, record.key, record.version, deadline, ticket, request.corr or '', modes,
     request.names or {}, outputs, bytes })
   local id = redis.call('XADD', stream, '*', unpack(entry))
+  take_number(own, request)
   if bytes > 0 then
     redis.call('INCRBY', own.bytes .. device, bytes)
   end

@@ -112,10 +112,12 @@ class Hand:
         """Register."""
         return self.fcall("KS_BEAT", [], consumer, "{}", ttl, *(devices or ("CPU",)))
 
-    def claim(self, consumer: str = "e1", count: int = 1000, device: str = "CPU") -> list[Job]:
-        """Read jobs."""
+    def claim(
+        self, consumer: str = "e1", count: int = 1000, device: str = "CPU", start: str = ">"
+    ) -> list[Job]:
+        """Read new jobs; from 0: those that the consumer has."""
         stream = self.node.jobs(device)
-        got = self.do("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", stream, ">")
+        got = self.do("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", stream, start)
         return [parse_entry(device, bytes(entry), fields) for _, entries in got or () for entry, fields in entries]
 
     def recover(self, consumer: str, lease: int = 0, limit: int = 3, device: str = "CPU") -> tuple[int, Job] | None:
@@ -128,7 +130,8 @@ class Hand:
     ) -> int:
         """End the load of a version: with a signature it is ready, without it has failed."""
         self.beat("loader")
-        for job in self.claim("loader"):
+        self.claim("loader")
+        for job in self.claim("loader", start="0"):
             if job.op == b"load" and job.version == version:
                 uid = job.model.rpartition(b"-")[0]
                 state = "ready" if signature else "failed"

@@ -1,0 +1,63 @@
+"""A job that was submitted and whose result is asked for later."""
+
+# Timeouts are arguments here, as in the blocking client, which is made of this file.
+# ruff: noqa: ASYNC109
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from keyside.clients.transport_async import AsyncPending, AsyncTransport
+
+__all__ = ["AsyncHandle"]
+
+
+class AsyncHandle:
+    """A job that the server has accepted."""
+
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        pending: AsyncPending,
+        read: Callable[[bytes], Awaitable[Any]],
+    ) -> None:
+        self._transport = transport
+        self._pending = pending
+        self._read = read
+        self._result: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.job_id}>"
+
+    @property
+    def job_id(self) -> str:
+        """Id of the job, as AI_CANCEL takes it; empty if the answer that told it was lost with a connection."""
+        return self._pending.job.decode("ascii", "replace")
+
+    async def done(self) -> bool:
+        """Whether the job has ended, in whatever way."""
+        return await self._transport.arrived(self._pending)
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the result.
+
+        Args:
+            timeout: seconds to wait at most; None: until the job's own deadline.
+
+        Returns:
+            As of `predict`; None if the results went to keys.
+
+        Raises:
+            TimedOut: it has not come; if the job's own deadline has not passed, it goes on.
+            KeysideError: the job failed.
+        """
+        if not self._result:
+            self._result.append(await self._read(await self._transport.wait(self._pending, timeout)))
+        return self._result[0]
+
+    async def cancel(self) -> bool:
+        """Take the job back.
+
+        Returns:
+            Whether it will write nothing any more; False if it had ended already.
+        """
+        return await self._transport.cancel(self._pending)

@@ -1,0 +1,246 @@
+"""Models in the database."""
+
+# Timeouts are arguments here, as in the blocking client, which is made of this file.
+# ruff: noqa: ASYNC109
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from keyside.clients._async.base import AsyncBase
+from keyside.clients.blobs import Blob, Source, open_blob
+from keyside.clients.versions import ModelVersion, meant, newest, parse_target, same_version
+from keyside.tensorstore import commands, keys, plain
+from keyside.tensorstore.command import Name, text, to_bytes
+from keyside.tensorstore.commands import ListedModel, ModelStats
+from keyside.tensorstore.errors import ModelFailed, NoModel, TimedOut
+from keyside.tensorstore.records import ModelInfo
+
+__all__ = ["AsyncModels"]
+
+_POLL_S, _POLL_MAX_S = 0.01, 0.5
+
+
+class AsyncModels(AsyncBase):
+    """Stores models and tells about them."""
+
+    async def store(
+        self,
+        name: str,
+        model: Source,
+        *,
+        backend: str | None = None,
+        device: str = "CPU",
+        tag: str = "",
+        batch_size: int = 0,
+        min_batch_size: int = 0,
+        min_batch_timeout_ms: int = 0,
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+        wait: bool = True,
+        timeout: float = 120.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ModelVersion:
+        """Add a version to a model. The same bytes with the same settings give the version that is there already.
+
+        Args:
+            name: of the model, without @.
+            model: its bytes, the path of a file, or an open binary file.
+            backend: ONNX or TORCH; None: told by the ending of the file, else ONNX.
+            device: the queue whose executors shall run it: CPU, GPU, GPU:1 or any name that the operator gave.
+            tag: any text.
+            batch_size: rows that are run together, at most; 0: as the executor is set.
+            min_batch_size: rows for which a batch waits.
+            min_batch_timeout_ms: milliseconds that it waits for them.
+            inputs: names, where the model itself has none (TORCH). Likewise `outputs`.
+            outputs: see `inputs`.
+            options: for the backend, such as session options.
+            wait: return only once an executor has loaded the version.
+            timeout: seconds to wait for that.
+            progress: called with the bytes that are on the server so far and their total.
+
+        Returns:
+            The version; its `target` names it to `predict`.
+
+        Raises:
+            BadArg: an argument is out of range, or the file cannot be read.
+            ModelFailed: it could not be loaded; the text has the backend's reason. The version before it still serves.
+            TimedOut: no executor has loaded it in time.
+        """
+        await self._functions()
+        blob = await self._transport.run_blocking(lambda: open_blob(model))
+        try:
+            settings = {
+                "backend": (backend or blob.backend or "ONNX").upper(),
+                "device": device.upper(),
+                "tag": tag,
+                "batchsize": batch_size,
+                "minbatchsize": min_batch_size,
+                "minbatchtimeout": min_batch_timeout_ms,
+                "inputs": tuple(inputs),
+                "outputs": tuple(outputs),
+                "options": dict(options or {}),
+            }
+            version = await self._stored(name, blob.digest, settings)
+            if version is None:
+                version = await self._upload(name, blob, settings, progress)
+            elif progress is not None:
+                progress(blob.size, blob.size)
+        finally:
+            blob.close()
+        if wait:
+            return await self.wait_ready(f"{name}@{version}", timeout=timeout)
+        return await self.version(f"{name}@{version}")
+
+    async def _stored(self, name: str, digest: str, settings: Mapping[str, Any]) -> int | None:
+        try:
+            info = await self.model_info(name)
+        except NoModel:
+            return None
+        return same_version(info, digest, settings)
+
+    async def _upload(
+        self,
+        name: str,
+        blob: Blob,
+        settings: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None,
+    ) -> int:
+        upload = secrets.token_hex(8)
+        key = to_bytes(name)
+        sent = 0
+        chunks = blob.chunks()
+        try:
+            for index in range(blob.count):
+                chunk = await self._transport.run_blocking(lambda: next(chunks, b""))
+                await self._transport.call(plain.set_chunk(keys.upload_chunk(key, upload, index), chunk))
+                sent += len(chunk)
+                if progress is not None:
+                    progress(sent, blob.size)
+            options = settings["options"]
+            return await self._transport.call(
+                commands.ai_modelstore(
+                    name,
+                    **{**settings, "options": json.dumps(options, sort_keys=True) if options else ""},
+                    upload=(upload, blob.count, blob.size, blob.digest),
+                )
+            )
+        except BaseException:
+            batch = [plain.unlink([keys.upload_chunk(key, upload, index)]) for index in range(blob.count)]
+            await self._transport.forget(batch)
+            raise
+
+    async def get_model(self, name: Name, version: int | None = None) -> bytes:
+        """Read the bytes of a model.
+
+        Args:
+            name: of the model.
+            version: None: the default one.
+
+        Raises:
+            NoModel: there is no such model or version.
+        """
+        await self._functions()
+        parts: list[bytes] = []
+        for key in await self._transport.call(commands.ai_modelget(name, version)):
+            chunk = await self._transport.call(plain.get_bytes(key))
+            if chunk is None:
+                raise NoModel(f"the blob of model {text(name)!r} is gone: it was deleted, evicted or moved just now")
+            parts.append(bytes(chunk))
+        return b"".join(parts)
+
+    async def model_info(self, name: Name) -> ModelInfo:
+        """Read all about a model: its versions, their settings, states and signatures.
+
+        Raises:
+            NoModel: there is no such model.
+            WrongType: the key holds something else.
+        """
+        return await self._transport.call(plain.model_hash(name))
+
+    async def version(self, target: str) -> ModelVersion:
+        """Read about one version.
+
+        Args:
+            target: `name@3`, or `name` for the one that the bare name means.
+
+        Raises:
+            NoModel: there is no such version.
+        """
+        name, number = parse_target(target)
+        return meant(await self.model_info(name), number)
+
+    async def models(self) -> AsyncIterator[ListedModel]:
+        """List the models of this server: their names and the tags of their default versions."""
+        await self._functions()
+        cursor: int = 0
+        listed: set[str] = set()
+        while True:
+            cursor, found = await self._transport.call(commands.ai_modelscan(cursor))
+            for model in found:
+                if model.name not in listed:
+                    listed.add(model.name)
+                    yield model
+            if not cursor:
+                return
+
+    async def delete_model(self, target: str) -> None:
+        """Delete a model, or with `name@3` that version; jobs already queued still run.
+
+        Raises:
+            NoModel: there is no such model or version.
+        """
+        await self._functions()
+        name, number = parse_target(target)
+        await self._transport.call(commands.ai_modeldel(name, number))
+
+    async def wait_ready(self, target: str, *, timeout: float = 120.0) -> ModelVersion:
+        """Wait until an executor has loaded a version.
+
+        Args:
+            target: `name@3`, or `name` for the newest version.
+            timeout: seconds.
+
+        Raises:
+            NoModel: there is no such version.
+            ModelFailed: it could not be loaded; the text has the backend's reason.
+            TimedOut: it is still loading; the text says whether any executor is alive.
+        """
+        name, number = parse_target(target)
+        ends = time.monotonic() + timeout
+        pause = _POLL_S
+        while True:
+            found = newest(await self.model_info(name), number)
+            if found.state == "ready":
+                return found
+            if found.state == "failed":
+                raise ModelFailed(f"{found.target}: {found.info.reason}")
+            if time.monotonic() + pause >= ends:
+                why = await self._transport.who_serves(found.info.device)
+                raise TimedOut(f"{found.target} is still loading after {timeout:g} s: {why}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _POLL_MAX_S)
+
+    async def model_stats(self, target: str) -> ModelStats:
+        """Read the counters of a version on this server.
+
+        Raises:
+            NoModel: there is no such model or version.
+        """
+        await self._functions()
+        name, number = parse_target(target)
+        return await self._transport.call(commands.ai_info(name, number))
+
+    async def reset_stats(self, target: str) -> None:
+        """Begin the counters of a version anew.
+
+        Raises:
+            NoModel: there is no such model or version.
+        """
+        await self._functions()
+        name, number = parse_target(target)
+        await self._transport.call(commands.ai_info_reset(name, number))

@@ -1,0 +1,2 @@
+# Do not change this file: it is made from clients/_async/__init__.py by tools/unasync.py.
+"""The blocking client."""

@@ -1,0 +1,89 @@
+# Do not change this file: it is made from clients/_async/client.py by tools/unasync.py.
+"""The client: where it connects to, and its end."""
+
+from typing import Any, Self
+
+from keyside.clients._sync.inference import Inference
+from keyside.clients._sync.models import Models
+from keyside.clients._sync.tensors import Tensors
+from keyside.clients.endpoint import Endpoint
+from keyside.clients.transport_sync import SyncTransport
+
+__all__ = ["Client"]
+
+
+class Client(Tensors, Models, Inference):
+    """Tensors, models and inference on one Redis or Valkey server.
+
+    Nothing is sent before the first call. Close it, or use it as a context manager.
+
+    Args:
+        url: `redis://`, `rediss://` (TLS) or `unix://`, with user, password and database as redis-py takes them;
+            None: `KEYSIDE_URL`, else `REDIS_URL`.
+        timeout: seconds until the deadline of a request that names none.
+        idle_timeout: seconds without a byte from the server after which a connection counts as lost.
+        client_name: shown by CLIENT LIST.
+        options: further settings of the connections, as for redis-py: `username`, `password`, `db`, `ssl_ca_certs`, ...
+
+    Raises:
+        BadArg: there is no URL, or it is malformed.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = 30.0,
+        idle_timeout: float = 20.0,
+        client_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        if client_name is not None:
+            options["client_name"] = client_name
+        self._begin(Endpoint.from_environment(url, options), timeout, idle_timeout)
+
+    def _begin(self, endpoint: Endpoint, timeout: float, idle_timeout: float) -> None:
+        Inference.__init__(self, SyncTransport(endpoint, idle_timeout), timeout)
+
+    @classmethod
+    def from_redis(cls, client: Any, *, timeout: float = 30.0, idle_timeout: float = 20.0) -> Self:
+        """Make a client of the server, user, database and TLS settings of a redis-py client, blocking or asyncio.
+
+        Args:
+            client: a `redis.Redis` or `redis.asyncio.Redis`; its own connections are not used.
+            timeout: see the class.
+            idle_timeout: see the class.
+
+        Raises:
+            BadArg: it is no client of a single server.
+        """
+        made = cls.__new__(cls)
+        made._begin(Endpoint.from_redis(client), timeout, idle_timeout)  # noqa: SLF001  # it is of this class
+        return made
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport.endpoint}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; requests still in flight fail."""
+        self._transport.close()
+
+    def ping(self) -> int:
+        """See that the server answers.
+
+        Returns:
+            The version of its function library.
+
+        Raises:
+            Unreachable: it does not answer.
+            LibraryMissing: it has no function library. Likewise LibraryTooOld.
+        """
+        self._library = 0
+        self._functions()
+        return self._library

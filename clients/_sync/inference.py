@@ -1,0 +1,243 @@
+# Do not change this file: it is made from clients/_async/inference.py by tools/unasync.py.
+"""Runs models."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keyside.clients import inputs as binding
+from keyside.clients._sync.base import Base
+from keyside.clients._sync.handle import Handle
+from keyside.clients.inputs import Bound
+from keyside.clients.request import Request
+from keyside.clients.transport_sync import SyncTransport
+from keyside.tensorstore import plain
+from keyside.tensorstore.command import Command, Name
+from keyside.tensorstore.commands import INLINE, read_reply
+from keyside.tensorstore.errors import BadArg, NoModel
+from keyside.tensorstore.records import Signature
+
+__all__ = ["Inference"]
+
+_SIGNATURE_S = 5.0
+_HEADER_BYTES = 128
+_LARGE_BYTES = 4 << 20
+"""What goes into one request of rows that do not fit into the call anyway."""
+
+
+class Inference(Base):
+    """Runs models on values in hand, on tensor keys, or on both."""
+
+    def __init__(self, transport: SyncTransport, timeout: float) -> None:
+        super().__init__(transport, timeout)
+        self._signatures: dict[Name, tuple[float, Signature | None]] = {}
+
+    @overload
+    def predict(
+        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["auto"] = "auto"
+    ) -> Any: ...
+
+    @overload
+    def predict(
+        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["dict"]
+    ) -> dict[str, NDArray[Any]]: ...
+
+    def predict(
+        self,
+        target: Name,
+        inputs: object,
+        *,
+        timeout: float | None = None,
+        outputs: Literal["auto", "dict"] = "auto",
+    ) -> Any:
+        """Run a model and return what it gives.
+
+        Args:
+            target: `name` (its default version), `name@3` (a version) or an alias.
+            inputs: a mapping is inputs by name; a tuple or list with an array or a `Key` in it is inputs by position;
+                anything else is the one input. So a plain list of numbers is one array. Arrays are sent as they are;
+                plain numbers and lists of them become the dtype that the model takes.
+            timeout: seconds until the deadline; None: the client's.
+            outputs: "dict": always a dict.
+
+        Returns:
+            The array if the model has one output, else a dict from names to arrays in the model's order.
+
+        Raises:
+            NoModel: there is no such target.
+            BadInput: number or names of the inputs do not fit the model. Likewise BadDtype, BadShape.
+            RunFailed: the model failed on them.
+            TimedOut: there was no answer in time.
+            Unreachable: the server could not be reached.
+        """
+        if outputs not in ("auto", "dict"):
+            raise BadArg(f"outputs is 'auto' or 'dict', not {outputs!r}")
+        self._functions()
+        bound = self._bind(target, binding.bind(inputs))
+        request = self._request(target, bound, (), timeout)
+        found = self._read(self._transport.run(request))
+        return _single(found) if outputs == "auto" else found
+
+    def execute(
+        self, target: Name, inputs: object, outputs: Name | Sequence[Name], *, timeout: float | None = None
+    ) -> None:
+        """Run a model on tensors in the database and leave the results there.
+
+        Args:
+            target: as for `predict`.
+            inputs: the name of a tensor key, or several by position or by name; `Key` and arrays may be among them.
+            outputs: the name of a key, or as many as the model has outputs; they may hold tensors, and nothing else.
+            timeout: seconds until the deadline; None: the client's.
+
+        Raises:
+            NoTensor: an input does not exist.
+            WrongType: a key holds something else than a tensor.
+            KeysideError: as for `predict`.
+        """
+        self._functions()
+        bound = self._bind(target, binding.bind_keys(inputs))
+        request = self._request(target, bound, binding.output_keys(outputs), timeout)
+        read_reply(self._transport.run(request))
+
+    def submit(
+        self,
+        target: Name,
+        inputs: object,
+        outputs: Name | Sequence[Name] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Handle:
+        """Submit a job and return once the server has accepted it.
+
+        Args:
+            target: as for `predict`.
+            inputs: as for `predict`, or with `outputs` as for `execute`.
+            outputs: keys for the results; None: they come back as the handle's result.
+            timeout: seconds until the deadline; None: the client's.
+
+        Returns:
+            A handle to wait for the result or to cancel the job.
+
+        Raises:
+            KeysideError: the server refuses the job, as for `predict`.
+        """
+        self._functions()
+        if outputs is None:
+            bound, names = self._bind(target, binding.bind(inputs)), []
+        else:
+            bound, names = self._bind(target, binding.bind_keys(inputs)), binding.output_keys(outputs)
+        request = self._request(target, bound, names, timeout)
+        pending = self._transport.begin(request)
+        return Handle(self._transport, pending, self._result)
+
+    def predict_many(
+        self,
+        target: Name,
+        rows: object,
+        *,
+        batch: int = 256,
+        window: int = 64,
+        timeout: float | None = None,
+        outputs: Literal["auto", "dict"] = "auto",
+    ) -> Any:
+        """Run a model on many rows, several requests at a time.
+
+        Args:
+            target: as for `predict`.
+            rows: an array [n, ...], or several of as many rows, by name or position as for `predict`.
+            batch: rows in one request, at most; fewer where they would not fit into one call.
+            window: requests in flight.
+            timeout: seconds until the deadline of each request; None: the client's.
+            outputs: "dict": always a dict.
+
+        Returns:
+            As of `predict`, the results in the order of the rows.
+
+        Raises:
+            KeysideError: as for `predict`, of the first request that fails; the others are cancelled.
+        """
+        if batch < 1 or window < 1:
+            raise BadArg("batch and window are at least 1")
+        self._functions()
+        bound, count = binding.rows_of(rows)
+        size = _slice_rows(bound, batch)
+        parts: dict[int, dict[str, NDArray[Any]]] = {}
+        requests = self._slices(target, bound, count, size, timeout)
+        with closing(self._transport.run_many(requests, window)) as replies:
+            for index, reply in replies:
+                parts[index] = self._read(reply)
+        found = {
+            name: np.concatenate([parts[index][name] for index in range(len(parts))])
+            if len(parts) > 1
+            else parts[0][name]
+            for name in parts[0]
+        }
+        return _single(found) if outputs == "auto" else found
+
+    def _slices(self, target: Name, bound: Bound, count: int, size: int, timeout: float | None) -> Iterator[Request]:
+        for start in range(0, max(count, 1), size):
+            items: list[object] = [item[start : start + size] for item in bound.items]  # type: ignore[index]
+            yield self._request(target, Bound(items, bound.names), (), timeout)
+
+    def _request(self, target: Name, bound: Bound, outputs: Sequence[bytes], timeout: float | None) -> Request:
+        transport = self._transport
+        seconds = self._timeout if timeout is None else timeout
+        return binding.request(target, bound, outputs, seconds, transport.identity, transport.node)
+
+    def _bind(self, target: Name, bound: Bound) -> Bound:
+        """Make arrays of plain values: for that one has to know what the model takes."""
+        if bound.needs_signature:
+            bound.convert(self._signature(target))
+        return bound
+
+    def _signature(self, target: Name) -> Signature | None:
+        known = self._signatures.get(target)
+        now = time.monotonic()
+        if known is None or known[0] < now:
+            try:
+                record = self._transport.call(plain.catalog_record(self._transport.node, target))
+            except NoModel:
+                return None  # the call itself says it better
+            known = (now + _SIGNATURE_S, record.signature)
+            if len(self._signatures) >= 1000:
+                self._signatures.clear()
+            if record.signature is not None:
+                self._signatures[target] = known
+        return known[1]
+
+    def _result(self, reply: bytes) -> Any:
+        found = read_reply(reply)
+        return None if found is None else _single(self._read(reply))
+
+    def _read(self, reply: bytes) -> dict[str, NDArray[Any]]:
+        """Return the outputs of a reply; those that lie in keys are fetched and deleted."""
+        found = read_reply(reply)
+        if found is None:
+            return {}
+        staged = [value for value in found.outputs.values() if isinstance(value, str)]
+        fetched: dict[str, NDArray[Any]] = {}
+        if staged:
+            batch: list[Command[Any]] = [*map(plain.get_value, staged), plain.unlink(staged)]
+            arrays = self._transport.call_many(batch)
+            fetched = dict(zip(staged, arrays, strict=False))
+        return {
+            name: fetched[value] if isinstance(value, str) else plain.array(value)
+            for name, value in found.outputs.items()
+        }
+
+
+def _single(found: dict[str, NDArray[Any]]) -> Any:
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def _slice_rows(bound: Bound, batch: int) -> int:
+    """Return how many rows go into one request, so that each value fits into the call where that can be."""
+    largest: int = max(item[:1].nbytes for item in bound.items)  # type: ignore[index]
+    if not largest:
+        return batch
+    room = INLINE - _HEADER_BYTES if largest <= INLINE - _HEADER_BYTES else _LARGE_BYTES
+    return max(1, min(batch, room // largest))

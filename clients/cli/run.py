@@ -1,0 +1,126 @@
+"""`keyside run`: one call of a model, from the shell."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from keyside.clients.cli.common import State, clean, common, option, say
+
+__all__ = ["run"]
+
+_NAMED = re.compile(r"(?!key:)([^=@\[{\"]+)=(.*)", re.DOTALL)
+
+
+@click.command()
+@click.argument("target")
+@click.option(
+    "-i", "--input", "inputs", multiple=True, required=True, metavar="[NAME=]WHAT",
+    help="@FILE (.npy, .npz, .csv, .json; @- for stdin), key:NAME for a tensor key, or numbers such as [[1,2]].",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", "outputs", multiple=True, metavar="KEY | @FILE",
+    help="Where the outputs go, in the model's order: tensor keys, or files. [default: stdout]",
+)  # fmt: skip
+@option("--timeout", type=click.FloatRange(0.001, 86400), default=30.0, show_default=True, metavar="SECONDS",
+        help="Until the deadline.")  # fmt: skip
+@common
+def run(state: State, target: str, inputs: tuple[str, ...], outputs: tuple[str, ...], timeout: float) -> None:
+    """Run a model, NAME or NAME@VERSION, on files, values or keys.
+
+    \b
+      keyside run iris --input '[[5.1, 3.5, 1.4, 0.2]]'
+      keyside run fraud --input transaction=@t.npy --input reference=key:ref:42 --json
+      keyside run fraud --input key:t --input key:ref --output score
+
+    Inputs are given by name, or all without names in the model's order. Numbers that come as text get the dtype
+    that the model takes.
+    """  # noqa: D301  # click wants the character
+    files = [output[1:] for output in outputs if output.startswith("@")]
+    if files and len(files) != len(outputs):
+        raise click.UsageError("outputs go to keys or to files, not to both")
+    keys = [] if files else [output.removeprefix("key:") for output in outputs]
+    with state.client() as client:
+        given = _Inputs(client, target).read(inputs)
+        if keys:
+            client.execute(target, given, keys, timeout=timeout)
+            say(f"written: {', '.join(keys)}")
+            state.emit({"target": target, "outputs": keys}, "")
+            return
+        found = client.predict(target, given, timeout=timeout, outputs="dict")
+    _show(state, target, found, files)
+
+
+def _show(state: State, target: str, found: dict[str, Any], files: Sequence[str]) -> None:
+    from keyside.clients.cli import values
+    from keyside.tensorstore.errors import BadInput
+
+    if files:
+        if len(files) != len(found):
+            raise BadInput(f"{len(files)} files for {len(found)} outputs: {', '.join(found)}")
+        for file, array in zip(files, found.values(), strict=True):
+            values.write_file(file, array)
+        say(f"written: {', '.join(files)}")
+        state.emit({"target": target, "outputs": dict(zip(found, files, strict=True))}, "")
+        return
+    outputs = {name: values.to_json(array) for name, array in found.items()} if state.json else {}
+    text = "" if state.json else "\n".join(f"{name}: {values.to_text(array)}" for name, array in found.items())
+    state.emit({"target": target, "outputs": outputs}, clean(text))
+
+
+class _Inputs:
+    """Reads the inputs of a call."""
+
+    def __init__(self, client: Any, target: str) -> None:
+        self._client = client
+        self._target = target
+        self._specs: list[Any] | None = None
+
+    def read(self, texts: Sequence[str]) -> Any:
+        """Return them by name if they have names, else in order."""
+        named = [_NAMED.fullmatch(text) for text in texts]
+        if not any(named):
+            return [self._one(text, index, "") for index, text in enumerate(texts)]
+        found: dict[str, Any] = {}
+        for match, text in zip(named, texts, strict=True):
+            if match is None:
+                raise click.UsageError(f"give all inputs a name, or none: {text[:60]}")
+            if match[1] in found:
+                raise click.UsageError(f"input {match[1]} is given twice")
+            found[match[1]] = self._one(match[2], 0, match[1])
+        return found
+
+    def _one(self, text: str, index: int, name: str) -> Any:
+        import keyside
+        from keyside.clients.cli import values
+
+        if text.startswith("key:"):
+            return keyside.Key(text.removeprefix("key:"))
+        if not text.startswith("@"):
+            return values.read_literal(text, self._dtype(index, name))
+        path = text[1:]
+        if path == "-" or path.lower().endswith((".csv", ".tsv", ".txt", ".json")):
+            return values.read_file(path, self._dtype(index, name))
+        return values.read_file(path)
+
+    def _dtype(self, index: int, name: str) -> str | None:
+        """The dtype that the model takes there, as far as one can know."""
+        if self._specs is None:
+            self._specs = self._look_up()
+        if name:
+            return next((spec.dtype or None for spec in self._specs if spec.name == name), None)
+        return (self._specs[index].dtype or None) if index < len(self._specs) else None
+
+    def _look_up(self) -> list[Any]:
+        from keyside.tensorstore.errors import KeysideError, Unreachable
+
+        name, _, number = self._target.partition("@")
+        try:
+            info = self._client.model_info(name)
+        except Unreachable:
+            raise
+        except KeysideError:
+            return []  # the call itself says it better
+        version = info.versions.get(int(number) if number.isdigit() else info.default or 0)
+        return list(version.signature.inputs) if version is not None and version.signature is not None else []

@@ -1,0 +1,243 @@
+"""What callers give as inputs, made into what a job takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keyside.clients.request import Identity, Request
+from keyside.tensorstore import dtypes, keys, npy, plain
+from keyside.tensorstore.command import Command, to_bytes
+from keyside.tensorstore.commands import INLINE, InputSpec, Submit, ai_modelexecute, ai_predict
+from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadValue
+from keyside.tensorstore.records import Signature, TensorSpec
+
+__all__ = ["Bound", "Key", "bind", "bind_keys", "output_keys", "request", "rows_of"]
+
+_MODES = {"copy": b"KEY", "ref": b"REF", "own": b"OWN"}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A tensor in the database as an input.
+
+    Attributes:
+        name: of the tensor key.
+        mode: "copy": as it is when the request is submitted, up to 64 MiB. "ref": as it is when the job runs, of any
+            size and without a copy. "own": it is the caller's temporary; the job takes it away, without a copy.
+    """
+
+    name: str | bytes
+    mode: Literal["copy", "ref", "own"] = "copy"
+
+    def __post_init__(self) -> None:
+        if self.mode not in _MODES:
+            raise BadArg(f"the mode of a Key is copy, ref or own, not {self.mode!r}")
+        if not isinstance(self.name, str | bytes):
+            raise BadArg(f"the name of a Key is text or bytes, not {type(self.name).__name__}")
+
+
+@dataclass(slots=True)
+class Bound:
+    """Inputs in the order in which they are sent.
+
+    Attributes:
+        items: keys, arrays, and what is neither and has yet to be made an array of.
+        names: of the inputs; empty: they go by position.
+    """
+
+    items: list[object]
+    names: list[str]
+
+    @property
+    def needs_signature(self) -> bool:
+        """Whether there are plain numbers or text among them, which become what the model takes."""
+        return not all(isinstance(item, Key) or _is_array(item) for item in self.items)
+
+    def convert(self, signature: Signature | None) -> None:
+        """Make arrays of the plain values.
+
+        Args:
+            signature: of the model; None where it is not known, and NumPy chooses.
+
+        Raises:
+            KeysideError: a value does not fit.
+        """
+        for index, item in enumerate(self.items):
+            if not isinstance(item, Key) and not _is_array(item):
+                self.items[index] = _convert(item, self._spec(index, signature))
+
+    def _spec(self, index: int, signature: Signature | None) -> TensorSpec | None:
+        if signature is None:
+            return None
+        if self.names:
+            return next((spec for spec in signature.inputs if spec.name == self.names[index]), None)
+        return signature.inputs[index] if index < len(signature.inputs) else None
+
+
+def _is_array(value: object) -> bool:
+    if isinstance(value, np.generic):  # a number, though it looks like an array
+        return False
+    return isinstance(value, np.ndarray) or hasattr(value, "__dlpack__") or hasattr(value, "__array__")
+
+
+def bind(inputs: object) -> Bound:
+    """Tell one input from several.
+
+    Args:
+        inputs: a mapping is inputs by name. A tuple or list with an array or a `Key` in it is inputs by position.
+            Anything else is the one input: so `[1.0, 2.0]` is one array of two numbers.
+
+    Raises:
+        BadArg: a name is no text, or there are no inputs.
+    """
+    if isinstance(inputs, Mapping):
+        if not inputs:
+            raise BadArg("no inputs were given")
+        for name in inputs:
+            if not isinstance(name, str):
+                raise BadArg(f"names of inputs are text, not {type(name).__name__}")
+        return Bound(list(inputs.values()), list(inputs))
+    if isinstance(inputs, list | tuple) and any(isinstance(item, Key) or _is_array(item) for item in inputs):
+        return Bound(list(inputs), [])
+    return Bound([inputs], [])
+
+
+def bind_keys(inputs: object) -> Bound:
+    """Like `bind`, but text and bytes are names of tensor keys.
+
+    Raises:
+        BadArg: there are no inputs.
+    """
+    if isinstance(inputs, str | bytes):
+        return Bound([Key(inputs)], [])
+    if isinstance(inputs, list | tuple) and any(isinstance(item, str | bytes) for item in inputs):
+        bound = Bound(list(inputs), [])
+    else:
+        bound = bind(inputs)
+    bound.items = [Key(item) if isinstance(item, str | bytes) else item for item in bound.items]
+    return bound
+
+
+def output_keys(outputs: object) -> list[bytes]:
+    """Return the names of output keys.
+
+    Raises:
+        BadArg: there are none, or they are no names.
+    """
+    names = [outputs] if isinstance(outputs, str | bytes) else outputs
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | bytes) for name in names):
+        raise BadArg("outputs are the name of a key or a list of names")
+    return [to_bytes(name) for name in names]
+
+
+def request(
+    target: str | bytes, bound: Bound, outputs: Sequence[bytes], timeout: float, identity: Identity, node: bytes
+) -> Request:
+    """Make a request of inputs that are all keys or arrays.
+
+    Args:
+        target: what to run.
+        bound: the inputs.
+        outputs: keys for the results; none: they come back in the reply.
+        timeout: seconds until the deadline, 0.001 to 86,400.
+        identity: of the client.
+        node: tag of the node, in whose slot large values go if the call has no key.
+
+    Raises:
+        KeysideError: an array cannot be a tensor, or an argument is out of range.
+    """
+    if not isinstance(timeout, int | float) or not 0.001 <= timeout <= 86_400:
+        raise BadArg(f"a timeout is 0.001 to 86400 seconds, not {timeout!r}")
+    seq = identity.number()
+    specs: list[InputSpec] = []
+    before: list[Command[None]] = []
+    temporaries: list[bytes] = []
+    all_keys = not bound.names and bool(outputs)
+    for index, item in enumerate(bound.items):
+        if isinstance(item, Key):
+            specs.append(InputSpec(_MODES[item.mode], to_bytes(item.name)))
+            continue
+        all_keys = False
+        header, data = npy.encode(item)
+        if len(header) + data.nbytes <= INLINE:
+            specs.append(InputSpec(b"VALUE", header + data))
+            continue
+        name = keys.temporary(_tag(bound, outputs, node), identity.id, seq, index)
+        before.append(plain.set_temporary(name, header, data))
+        temporaries.append(name)
+        specs.append(InputSpec(b"OWN", name))
+    build = _builder(target, specs, bound.names, outputs, all_keys=all_keys)
+    made = Request(build, timeout, identity, seq)
+    made.before = before
+    made.temporaries = temporaries
+    return made
+
+
+def _builder(
+    target: str | bytes, specs: list[InputSpec], names: list[str], outputs: Sequence[bytes], *, all_keys: bool
+) -> Callable[[Submit], Command[bytes]]:
+    def execute(submit: Submit) -> Command[bytes]:
+        return ai_modelexecute(target, specs, outputs, submit)
+
+    def predict(submit: Submit) -> Command[bytes]:
+        return ai_predict(target, specs, submit, names=names, outputs=outputs)
+
+    return execute if all_keys else predict
+
+
+def _tag(bound: Bound, outputs: Sequence[bytes], node: bytes) -> bytes:
+    """Return the hash tag of the slot in which all keys of a call are."""
+    for item in bound.items:
+        if isinstance(item, Key):
+            return keys.tag(to_bytes(item.name))
+    return keys.tag(outputs[0]) if outputs else node
+
+
+def _convert(value: object, spec: TensorSpec | None) -> NDArray[Any]:
+    """Make an array of plain numbers or text, of the dtype that the model takes."""
+    array = npy.as_array(value)
+    if spec is None or not spec.dtype:
+        return array
+    wanted = dtypes.by_name(spec.dtype)
+    if array.dtype == wanted.numpy or (wanted is dtypes.STRING and array.dtype.kind == "S"):
+        return array
+    kind, to = array.dtype.kind, wanted.numpy
+    if array.size == 0 and to.kind != "S":
+        return array.astype(to)
+    if to.kind == "f" and kind in "iubf":
+        return array.astype(to)
+    if to.kind in "iu" and kind in "iub":
+        limits = np.iinfo(to)
+        low, high = int(array.min()), int(array.max())
+        if low < limits.min or high > limits.max:
+            raise BadValue(
+                f"input {spec.name!r} takes {spec.dtype}: {low if low < limits.min else high} is out of range"
+            )
+        return array.astype(to)
+    if to.kind == "b" and kind in "iu" and bool(((array == 0) | (array == 1)).all()):
+        return array.astype(to)
+    raise BadDtype(f"input {spec.name!r} takes {spec.dtype}, got {dtypes.of(array.dtype).name} values: convert them")
+
+
+def rows_of(rows: object) -> tuple[Bound, int]:
+    """Return the inputs of `predict_many`, as arrays, and how many rows they have.
+
+    Raises:
+        BadInput: they are 0-d, differ in their number of rows, or are keys.
+    """
+    bound = bind(rows)
+    if any(isinstance(item, Key) for item in bound.items):
+        raise BadArg("predict_many takes arrays; a tensor key is one request: use predict")
+    bound.items = [npy.as_array(item) for item in bound.items]
+    counts = set()
+    for item in bound.items:
+        assert isinstance(item, np.ndarray)  # noqa: S101  # as_array has made it one
+        if not item.ndim:
+            raise BadInput("predict_many takes arrays of rows, and a 0-d array has none")
+        counts.add(item.shape[0])
+    if len(counts) != 1:
+        raise BadInput(f"inputs differ in their number of rows: {', '.join(map(str, sorted(counts)))}")
+    return bound, counts.pop()

@@ -1,0 +1,268 @@
+"""The asyncio transport: a handful of connections for thousands of requests.
+
+Requests name one list, the mailbox, for all their replies; one connection does nothing but wait on it.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from keyside.clients.channel import Channel, ignore
+from keyside.clients.endpoint import Endpoint
+from keyside.clients.mailbox import AsyncPending, Mailbox
+from keyside.clients.request import Identity, Request, who_serves
+from keyside.tensorstore import keys, plain
+from keyside.tensorstore.command import Command
+from keyside.tensorstore.errors import TimedOut, Unreachable
+
+__all__ = ["AsyncPending", "AsyncTransport"]
+
+T = TypeVar("T")
+_BULK_CHANNELS = 3
+
+
+class AsyncTransport:
+    """Sends commands and requests.
+
+    Args:
+        endpoint: the server.
+        idle: seconds without a byte after which the server counts as gone.
+    """
+
+    def __init__(self, endpoint: Endpoint, idle: float) -> None:
+        self.endpoint = endpoint
+        self.node = keys.STANDALONE_TAG
+        self.idle = idle
+        self.closed = False
+        self.identity = Identity()
+        self.reached = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channels: list[Channel | None] = []
+        self._locks: list[asyncio.Lock] = []
+        self._mailbox: Mailbox | None = None
+
+    def _here(self) -> None:
+        """Begin anew in another process or another event loop: connections cannot move there."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and self.identity.pid == os.getpid():
+            return
+        for channel in self._channels:
+            if channel is not None:
+                channel.abandon()
+                _ABANDONED.append(channel)
+        if self._mailbox is not None:
+            self._mailbox.abandon()
+        self._loop = loop
+        self.identity = Identity()
+        self._channels = [None] * (1 + _BULK_CHANNELS)
+        self._locks = [asyncio.Lock() for _ in self._channels]
+        self._mailbox = None
+
+    # --- connections
+
+    async def channel(self, *, bulk: bool = False) -> Channel:
+        """Return a connection to send on.
+
+        Small commands share one, so that those of one turn of the loop go out together; large ones go elsewhere, so
+        that the small do not wait behind them.
+
+        Raises:
+            KeysideError: the server cannot be reached, or refuses this user.
+        """
+        if self.closed:
+            raise Unreachable("this client is closed")
+        self._here()
+        index = 0
+        if bulk:
+            index = min(range(1, len(self._channels)), key=self._load)
+        found = self._channels[index]
+        if found is None or not found.open:
+            async with self._locks[index]:
+                found = self._channels[index]
+                if found is None or not found.open:
+                    found = await self.connect("keyside-client", self.idle)
+                    self._channels[index] = found
+        await found.room()
+        return found
+
+    def _load(self, index: int) -> int:
+        channel = self._channels[index]
+        # A connection that there is and that has nothing to do comes before one that has yet to be made.
+        return 1 if channel is None or not channel.open else 2 * channel.load
+
+    async def connect(self, name: str, idle: float) -> Channel:
+        """Make a connection for the caller alone.
+
+        Raises:
+            KeysideError: the server cannot be reached, or refuses this user.
+        """
+        channel = await Channel.connect(self.endpoint, name, idle)
+        if self.closed:
+            channel.close()
+            raise Unreachable("this client is closed")
+        self.reached = True
+        return channel
+
+    async def close(self) -> None:
+        """Close the connections; requests in flight fail."""
+        if self.closed:
+            return
+        mailbox, self._mailbox = self._mailbox, None
+        small = self._channels[0] if self._channels else None
+        if mailbox is not None and self._loop is asyncio.get_running_loop():
+            await mailbox.close(small)
+        self.closed = True
+        for channel in self._channels:
+            if channel is not None and self._loop is asyncio.get_running_loop():
+                channel.close()
+        self._channels = []
+        # asyncio closes sockets in the next turns of the loop.
+        await asyncio.sleep(0)
+
+    # --- commands
+
+    async def call(self, command: Command[T]) -> T:
+        """Send a command and return its result.
+
+        Raises:
+            KeysideError: the server refuses or is gone.
+        """
+        return command.result((await self.replies((command,)))[0])
+
+    async def call_many(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Send commands in one write and return their results.
+
+        Raises:
+            KeysideError: one of them was refused, or the server is gone.
+        """
+        replies = await self.replies(batch)
+        return [command.result(reply) for command, reply in zip(batch, replies, strict=True)]
+
+    async def replies(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Send commands in one write and return their replies; error replies as errors that are not raised.
+
+        Raises:
+            Unreachable: the server is gone.
+        """
+        bulk = any(command.bulk for command in batch)
+        again = self.reached and all(command.repeatable for command in batch)
+        while True:
+            channel = await self.channel(bulk=bulk)
+            replies = await channel.call(batch)
+            lost = next((reply for reply in replies if isinstance(reply, Unreachable)), None)
+            if lost is None or channel.open:
+                return replies
+            if not again or self.closed:
+                raise lost
+            again = False
+
+    async def forget(self, batch: Sequence[Command[Any]]) -> None:
+        """Send commands whose results nobody waits for; if they cannot be sent, then not."""
+        self.post(batch)
+
+    def post(self, batch: Sequence[Command[Any]]) -> None:
+        """Send commands whose results nobody waits for, if there is a connection."""
+        channel = self._channels[0] if self._channels else None
+        if channel is not None and channel.open:
+            for command in batch:
+                channel.send(command, ignore)
+
+    async def run_blocking(self, function: Callable[[], T]) -> T:
+        """Run what may wait for a disk, on a thread."""
+        return await asyncio.to_thread(function)
+
+    async def who_serves(self, device: str) -> str:
+        """Say which executors could answer on a queue."""
+        names = await self.call(plain.executor_names(self.node))
+        infos = await self.call(plain.executor_infos(self.node, names)) if names else []
+        return who_serves(device, names, infos)
+
+    # --- requests
+
+    def _mail(self) -> Mailbox:
+        self._here()
+        if self._mailbox is None:
+            self._mailbox = Mailbox(self)
+        return self._mailbox
+
+    async def run(self, request: Request) -> bytes:
+        """Submit a request and wait for its reply.
+
+        Raises:
+            KeysideError: it was refused, it failed, or there was no answer.
+        """
+        mailbox = self._mail()
+        pending = await mailbox.submit(request)
+        try:
+            return await pending.future
+        finally:
+            mailbox.leave(pending)
+
+    async def begin(self, request: Request) -> AsyncPending:
+        """Submit a request and return once the server has accepted it.
+
+        Raises:
+            KeysideError: it was refused, or the server is gone.
+        """
+        mailbox = self._mail()
+        pending = await mailbox.submit(request)
+        try:
+            await pending.accepted()
+        except BaseException:
+            mailbox.leave(pending)
+            raise
+        return pending
+
+    async def wait(self, pending: AsyncPending, timeout: float | None) -> bytes:  # noqa: ASYNC109  # as the blocking one
+        """Wait for the reply, at most some seconds and at most until its deadline.
+
+        Raises:
+            TimedOut: it has not come; if the deadline has not passed, the job goes on.
+            KeysideError: the job ended with that error.
+        """
+        done, _ = await asyncio.wait((pending.future,), timeout=timeout)
+        if not done:
+            raise TimedOut(f"no reply within {timeout:g} s; the job goes on")
+        return pending.future.result()
+
+    async def arrived(self, pending: AsyncPending) -> bool:
+        """Whether the reply has come, or will not come any more."""
+        return pending.future.done()
+
+    async def cancel(self, pending: AsyncPending) -> bool:
+        """Take a job back; return whether it will write nothing any more."""
+        return await self._mail().cancel(pending)
+
+    async def run_many(self, requests: Iterable[Request], window: int) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Submit requests, some of them ahead, and give their replies as they come, with their numbers.
+
+        Args:
+            requests: made one after the other, as there is room for them.
+            window: how many may be in flight.
+
+        Raises:
+            KeysideError: one of them was refused or failed; those in flight have been cancelled.
+        """
+        mailbox = self._mail()
+        numbered = enumerate(requests)
+        flights: dict[int, AsyncPending] = {}
+        ended: asyncio.Queue[int] = asyncio.Queue()
+        try:
+            while True:
+                while len(flights) < window and (item := next(numbered, None)) is not None:
+                    index, request = item
+                    pending = flights[index] = await mailbox.submit(request)
+                    pending.future.add_done_callback(lambda _, index=index: ended.put_nowait(index))  # type: ignore[misc]
+                if not flights:
+                    return
+                index = await ended.get()
+                yield index, flights.pop(index).future.result()
+        finally:
+            for pending in flights.values():
+                mailbox.leave(pending)
+
+
+# Transports of another process or of a closed loop: were they let go, Python would close them, and the parent's
+# connections with them.
+_ABANDONED: list[Channel] = []
