@@ -4,12 +4,14 @@ Starts a server and an executor of its own, stores the model, sends every image 
 prediction with onnxruntime in this process, and stops everything again. Run it with `make demo`.
 """
 
+import contextlib
 import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import onnxruntime
 import redis
 
 import keyside
-from keyside.clients.server import EmbeddedServer, ExecutorProcess
+from keyside.clients.child import Child
+from keyside.clients.server import EmbeddedServer
 from keyside.tensorstore import npy
 
 DIGITS = Path(__file__).parent / "digits"
@@ -37,7 +40,7 @@ def main() -> int:
         began = time.perf_counter()
         with (
             EmbeddedServer(Path(folder)) as server,
-            ExecutorProcess(server.url),
+            executor(server.url),
             keyside.Client(server.url) as client,
         ):
             version = client.store("digits", model, backend="ONNX")
@@ -66,6 +69,20 @@ def main() -> int:
         return 0
     print("PREDICTIONS DIFFER from those of onnxruntime in this process")
     return 1
+
+
+@contextlib.contextmanager
+def executor(url: str) -> Iterator[None]:
+    """Run an executor; what it logs is shown only if it fails."""
+    with tempfile.TemporaryFile("w+") as log:
+        child = Child([sys.executable, "-m", "keyside.executor"], env={**os.environ, "KEYSIDE_URL": url}, output=log)
+        try:
+            yield
+        finally:
+            child.signal(signal.SIGTERM)
+            if child.wait(30) != 0:
+                log.seek(0)
+                print(log.read(), file=sys.stderr)
 
 
 def in_process(model: bytes, images: Any) -> Any:

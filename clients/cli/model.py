@@ -73,7 +73,7 @@ def list_models(state: State) -> None:
         version = info.versions.get(number)
         if version is not None:
             of = (version.backend, version.device, human_bytes(version.size), tag)
-            rows.append((info.key, number, version.state, len(info.versions), *of))
+            rows.append((info.key, info.default or "-", version.state, len(info.versions), *of))
     text = table(("NAME", "DEFAULT", "STATE", "VERSIONS", "BACKEND", "DEVICE", "SIZE", "TAG"), rows) if rows else ""
     state.emit([_model_data(info) for _, info in found], text)
     if not found:
@@ -115,7 +115,7 @@ def show(state: State, target: str) -> None:
     shown = info.versions.get(info.default or max(info.versions, default=0))
     if shown is not None:
         lines += ["", _version_text(info.key, shown)]
-    lines += [f"{info.key}@{number} failed: {one.reason}" for number, one in info.versions.items() if one.reason]
+    lines += [f"{info.key}@{n}: {one.reason}" for n, one in info.versions.items() if one.reason and one is not shown]
     state.emit(data, "\n".join(lines))
 
 

@@ -90,7 +90,7 @@ def get_tensor(state: State, key: str, output: str | None, form: str | None) -> 
         return
     form = form or ("json" if state.json else "text" if sys.stdout.isatty() else "npy")
     if form == "npy":
-        out = click.get_binary_stream("stdout")
+        out = sys.stdout.buffer
         header, data = npy.encode(array)
         out.write(header)
         out.write(data)

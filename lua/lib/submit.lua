@@ -47,13 +47,15 @@ function submit.options(argv, i, request)
 end
 
 -- Keys in ARGV must be declared, or cluster routing and ACLs would not see them.
+local declared, declared_of = {}, nil
 function submit.is_declared(KEYS, key)
-  for n = 1, #KEYS do
-    if KEYS[n] == key then
-      return true
+  if declared_of ~= KEYS then
+    declared, declared_of = {}, KEYS
+    for n = 1, #KEYS do
+      declared[KEYS[n]] = true
     end
   end
-  return false
+  return declared[key] == true
 end
 
 function submit.declared(KEYS, key)

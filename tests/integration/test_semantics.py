@@ -264,11 +264,11 @@ def test_a_queue_is_first_in_first_out(executor: Executor, db: Any, fast: bool) 
 def test_a_queue_is_first_in_first_out_across_models(spare: Executor, db: Any) -> None:
     """Queues: what was submitted first runs first, with those that can be stacked on it, whatever their model."""
     for name in "ab":
-        store(db, name, more_models.slow(), "BATCHSIZE", 2, device="SPARE")
-    x = more_models.turns_for(0.003)  # too slow for the thread that claims
-    warm(db, "a", x)
-    warm(db, "b", x)
-    call(db, *named("a", 40 * x, "head"))
+        # With a MINBATCHSIZE they are not run by the thread that claims, however fast they are.
+        store(db, name, more_models.slow(), "BATCHSIZE", 2, "MINBATCHSIZE", 1, device="SPARE")
+        warm(db, name, more_models.turns_for(0))
+    x = more_models.turns_for(0)
+    call(db, *named("a", more_models.turns_for(0.15), "head"))
     wait_until(lambda: db.xpending("ks:{0}:jobs:SPARE", "ks")["pending"] == 1, "the head is claimed")
     at_once(db, *(named(word[0], x, word) for word in ("a1", "a2", "a3", "b1", "a4", "b2")))
     assert endings(db, 7) == [b"head", b"a1", b"a2", b"a3", b"a4", b"b1", b"b2"]
