@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from keyside.tensorstore.resp import NOT_READY, ReplyReader
 __all__ = ["Channel", "ignore"]
 
 OnReply = Callable[[Any], None]
+_INHERITED: list[Any] = []
 
 
 def ignore(_: Any) -> None:
@@ -35,7 +37,8 @@ class Channel(asyncio.BufferedProtocol):
         self._reader = ReplyReader()
         self._awaited: deque[OnReply] = deque()
         self._out: list[Command[Any]] = []
-        self._connection: Any = None
+        self._writer: Any = None
+        self._pid = os.getpid()
         self._transport: Any = None
         self._flowing: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -51,9 +54,10 @@ class Channel(asyncio.BufferedProtocol):
         """
         channel = cls(idle)
         connection = await endpoint.connect_async(name)
-        # redis-py hands out neither; its writer would close the transport if it were let go.
-        channel._connection = connection
-        transport = connection._writer.transport  # noqa: SLF001
+        # redis-py hands out no transport. Its writer is kept: it would close the transport if it were let go.
+        writer = channel._writer = connection._writer  # noqa: SLF001
+        connection._writer = connection._reader = None  # noqa: SLF001
+        transport = writer.transport
         if transport.is_closing():
             raise Unreachable(f"{endpoint} closed the connection")
         channel._transport = transport
@@ -123,12 +127,15 @@ class Channel(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection; what is awaited fails."""
         self._end(Unreachable("this client is closed"))
-        if self._connection is not None:
+        if self._transport is not None:
             self._transport.abort()
 
     def abandon(self) -> None:
         """Forget the connection without a word to the server: it belongs to another process or a closed loop."""
         self._lost = Unreachable("the connection belongs to another process or event loop")
+        if self._pid != os.getpid():
+            # Were it let go, it would be taken out of the event queue, which this process shares with its parent.
+            _INHERITED.append(self)
 
     # --- what asyncio calls
 

@@ -14,7 +14,7 @@ from keyside.tensorstore.commands import INLINE, InputSpec, Submit, ai_modelexec
 from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadValue
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["Bound", "Key", "bind", "bind_keys", "output_keys", "request", "rows_of"]
+__all__ = ["Bound", "Key", "bind", "bind_keys", "count_rows", "output_keys", "request"]
 
 _MODES = {"copy": b"KEY", "ref": b"REF", "own": b"OWN"}
 
@@ -222,22 +222,20 @@ def _convert(value: object, spec: TensorSpec | None) -> NDArray[Any]:
     raise BadDtype(f"input {spec.name!r} takes {spec.dtype}, got {dtypes.of(array.dtype).name} values: convert them")
 
 
-def rows_of(rows: object) -> tuple[Bound, int]:
-    """Return the inputs of `predict_many`, as arrays, and how many rows they have.
+def count_rows(bound: Bound) -> int:
+    """Return how many rows the inputs of `predict_many` have; what is no array yet becomes one.
 
     Raises:
-        BadInput: they are 0-d, differ in their number of rows, or are keys.
+        BadArg: an input is a key.
+        BadInput: inputs are 0-d, or differ in their number of rows.
     """
-    bound = bind(rows)
     if any(isinstance(item, Key) for item in bound.items):
         raise BadArg("predict_many takes arrays; a tensor key is one request: use predict")
-    bound.items = [npy.as_array(item) for item in bound.items]
-    counts = set()
-    for item in bound.items:
-        assert isinstance(item, np.ndarray)  # noqa: S101  # as_array has made it one
-        if not item.ndim:
-            raise BadInput("predict_many takes arrays of rows, and a 0-d array has none")
-        counts.add(item.shape[0])
+    arrays = [npy.as_array(item) for item in bound.items]
+    if not all(array.ndim for array in arrays):
+        raise BadInput("predict_many takes arrays of rows, and a 0-d array has none")
+    counts = sorted({array.shape[0] for array in arrays})
     if len(counts) != 1:
-        raise BadInput(f"inputs differ in their number of rows: {', '.join(map(str, sorted(counts)))}")
-    return bound, counts.pop()
+        raise BadInput(f"inputs differ in their number of rows: {', '.join(map(str, counts))}")
+    bound.items = [*arrays]
+    return counts[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from keyside.clients.channel import Channel
 from keyside.clients.request import MARGIN_S, Request, may_retry, not_answered, pauses, reply_lost
 from keyside.tensorstore import commands, keys, plain
-from keyside.tensorstore.errors import Cancelled, KeysideError, Unreachable
+from keyside.tensorstore.errors import Cancelled, KeysideError, TryAgain, Unreachable
 
 if TYPE_CHECKING:
     from keyside.clients.transport_async import AsyncTransport
@@ -28,9 +28,11 @@ class AsyncPending:
         job: its id; empty as long as the server has not told it.
         error: of a value that was to be stored before the call.
         left: nobody waits for it any more.
+        sent: the server has accepted it.
+        refused: how often the server has said TRYAGAIN, less how often it has said so on the list too.
     """
 
-    __slots__ = ("_accepted", "ends", "error", "future", "job", "left", "request", "sent", "timer")
+    __slots__ = ("_accepted", "ends", "error", "future", "job", "left", "refused", "request", "sent", "timer")
 
     def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
@@ -40,6 +42,7 @@ class AsyncPending:
         self.error: KeysideError | None = None
         self.left = False
         self.sent = False
+        self.refused = 0
         self.timer: asyncio.TimerHandle | None = None
         self._accepted: asyncio.Future[None] | None = None
 
@@ -133,9 +136,9 @@ class Mailbox:
         """Take the reply to a submit: the job id, or why there is none."""
         if isinstance(reply, KeysideError):
             error = pending.error or reply
-            if pending.left or pending.future.done():
-                return
-            if may_retry(error) and not self._transport.closed and self._loop.time() < pending.ends:
+            over = pending.future.done() or self._transport.closed or self._loop.time() >= pending.ends
+            if may_retry(error) and not over:
+                pending.refused += isinstance(error, TryAgain)
                 self._spawn(self._submit_again(pending))
                 return
             self._drop(pending)
@@ -199,8 +202,13 @@ class Mailbox:
     def _deliver(self, item: bytes) -> None:
         corr, _, reply = item.partition(b" ")
         pending = self._waiting.get(int(corr)) if corr.isdigit() else None
-        if pending is not None:
-            self._finish(pending, reply)
+        if pending is None:
+            return
+        # A refusal comes here too. One that is no reason to give up is dealt with where the call's own reply comes.
+        if reply.startswith(b"TRYAGAIN ") and (pending.refused or not pending.sent):
+            pending.refused -= 1
+            return
+        self._finish(pending, reply)
 
     def _finish(self, pending: AsyncPending, reply: bytes | KeysideError) -> None:
         self._waiting.pop(pending.request.seq, None)
@@ -272,7 +280,3 @@ class Mailbox:
         """Forget all of it: it belongs to another process or a closed loop."""
         if self._channel is not None:
             self._channel.abandon()
-            _ABANDONED.append(self._channel)
-
-
-_ABANDONED: list[Channel] = []

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +28,9 @@ __all__ = ["DataInUse", "EmbeddedServer", "NoServer", "find_server", "running"]
 STATE_FILE = "keyside.lock"
 LOG_FILE = "server.log"
 
+_NOISE = re.compile("WARNING|Configuration loaded|Server initialized")
+# What a server says of files that it cannot read, as those of a newer one.
+_FOREIGN = re.compile("RDB format version|Bad file format|signature|Unrecoverable error")
 # A unix socket's path has 108 bytes with the NUL on Linux, 104 on macOS; longer ones are cut off, not refused.
 _SOCKET_PATH_MAX = 103
 
@@ -241,11 +245,11 @@ class EmbeddedServer:
             text = log.read()[-16_384:].decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # "<pid>:M <date> # text": # marks warnings and fatal errors.
-        grave = [line.partition(" # ")[2] for line in lines if " # " in line and "WARNING" not in line]
+        grave = [line.partition(" # ")[2] for line in lines if " # " in line and not _NOISE.search(line)]
         said = "; ".join((grave or lines)[-3:])[:500]
-        if "RDB format version" in said:
-            wrote = self._read_state().get("server", "a newer server")
-            said += f"; the data was written by {wrote}: use that, with --server-bin"
+        wrote = self._read_state().get("server")
+        if _FOREIGN.search(said) and wrote not in (None, str(self.binary)):
+            said = f"the data was written by {wrote}: use that, with --server-bin ({said})"
         return said
 
     def _choose_socket(self) -> None:

@@ -10,7 +10,7 @@ from keyside.clients.request import MARGIN_S, Request, may_retry, pauses
 from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, plain
 from keyside.tensorstore.command import Command
-from keyside.tensorstore.errors import KeysideError, Unreachable
+from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 
 __all__ = ["Stream"]
 
@@ -28,12 +28,13 @@ class _Transport(Protocol):
 class _Flight:
     """A request in flight; `job` is None until the server has accepted it."""
 
-    __slots__ = ("ends", "job", "request")
+    __slots__ = ("ends", "job", "refused", "request")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.ends = time.monotonic() + request.timeout
         self.job: bytes | None = None
+        self.refused = 0  # how often the server has said TRYAGAIN: it says so on the list too
 
 
 class Stream:
@@ -75,8 +76,14 @@ class Stream:
                 continue
             pause = pauses()
             for index, reply in replies:
-                if self._flights.pop(index, None) is not None:
-                    yield index, reply
+                flight = self._flights.get(index)
+                if flight is None:
+                    continue
+                if flight.refused and reply.startswith(b"TRYAGAIN "):
+                    flight.refused -= 1
+                    continue
+                del self._flights[index]
+                yield index, reply
 
     def _oldest(self) -> _Flight:
         return min(self._flights.values(), key=lambda flight: flight.ends)
@@ -127,7 +134,9 @@ class Stream:
                 flight.job = bytes(mine[-1])
                 if not flight.job:
                     self._transport.drop(flight.request.temporaries)
-            elif failed is None or not may_retry(error):
+                continue
+            flight.refused += isinstance(error, TryAgain)
+            if failed is None or not may_retry(error):
                 failed = error
         if failed is not None:
             raise failed

@@ -14,7 +14,7 @@ from keyside.clients.mailbox import AsyncPending, Mailbox
 from keyside.clients.request import Identity, Request, who_serves
 from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command
-from keyside.tensorstore.errors import TimedOut, Unreachable
+from keyside.tensorstore.errors import BadArg, TimedOut, Unreachable
 
 __all__ = ["AsyncPending", "AsyncTransport"]
 
@@ -47,10 +47,11 @@ class AsyncTransport:
         loop = asyncio.get_running_loop()
         if self._loop is loop and self.identity.pid == os.getpid():
             return
+        if self._loop is not None and self._loop.is_running() and self.identity.pid == os.getpid():
+            raise BadArg("an AsyncClient is for one event loop at a time: make one for each")
         for channel in self._channels:
             if channel is not None:
                 channel.abandon()
-                _ABANDONED.append(channel)
         if self._mailbox is not None:
             self._mailbox.abandon()
         self._loop = loop
@@ -261,8 +262,3 @@ class AsyncTransport:
         finally:
             for pending in flights.values():
                 mailbox.leave(pending)
-
-
-# Transports of another process or of a closed loop: were they let go, Python would close them, and the parent's
-# connections with them.
-_ABANDONED: list[Channel] = []

@@ -27,12 +27,13 @@ from keyside.clients.stream_sync import Stream
 from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Command
-from keyside.tensorstore.errors import Cancelled, KeysideError, TimedOut, Unreachable
+from keyside.tensorstore.errors import Cancelled, KeysideError, LibraryMissing, OutOfMemory, TimedOut, Unreachable
 
 __all__ = ["SyncPending", "SyncTransport"]
 
 T = TypeVar("T")
 _IDLE_MAX = 32
+_REFUSAL_S = 1.0
 
 
 class SyncPending:
@@ -208,8 +209,8 @@ class SyncTransport:
                 wire.send(batch)
                 try:
                     job = accepted([wire.read() for _ in batch[:-1]])
-                except KeysideError:
-                    self._release(wire, ticket)
+                except KeysideError as error:
+                    _refused(wire, error)
                     raise
                 reply = waiting.result(wire.read(patience))
         except Unreachable:
@@ -224,16 +225,6 @@ class SyncTransport:
         if not job:
             self.drop(request.temporaries)
         return self.give_up(request, ticket, job) if reply is None else reply
-
-    def _release(self, wire: Wire, ticket: bytes) -> None:
-        """End the wait that was sent behind a call that was then refused."""
-        if not wire.connected:
-            return
-        with contextlib.suppress(KeysideError):
-            self.replies((plain.rpush(ticket, b"-"), plain.pexpire(ticket, 10_000)))
-            if isinstance(wire.read(), list):
-                return
-        wire.close()
 
     def drop(self, temporaries: Sequence[bytes]) -> None:
         """Delete what a call has not taken over."""
@@ -290,7 +281,7 @@ class SyncTransport:
         try:
             job = self._persist(request, submit)
         except KeysideError:
-            self.drop(request.temporaries)
+            self.drop([*request.temporaries, ticket])
             raise
         if not job:
             self.drop(request.temporaries)
@@ -362,6 +353,18 @@ class SyncTransport:
             yield from stream.run(requests)
         finally:
             stream.end()
+
+
+def _refused(wire: Wire, error: KeysideError) -> None:
+    """End the wait that was sent behind a call which was refused.
+
+    The functions put their refusals on the ticket too. What the server itself refuses has to be waited for in vain.
+    """
+    if isinstance(error, OutOfMemory | LibraryMissing | Unreachable):
+        wire.close()
+    elif wire.connected:
+        with contextlib.suppress(Unreachable):
+            wire.read(limit=_REFUSAL_S)
 
 
 def _exchange(wire: Wire, batch: Sequence[Command[Any]]) -> list[Any]:

@@ -84,17 +84,18 @@ class Wire:
         except OSError as error:
             self._lost(error)
 
-    def read(self, wait: float = 0.0) -> Any:
+    def read(self, wait: float = 0.0, *, limit: float | None = None) -> Any:
         """Return the next reply as it is; an error reply as the error that it stands for, not raised.
 
         Args:
             wait: seconds that the server may take on top of what it always may.
+            limit: seconds that it may take in all.
 
         Raises:
             Unreachable: the connection is gone.
         """
         reader = self._reader
-        sock = self._open(self._idle + wait)
+        sock = self._open(self._idle + wait if limit is None else limit)
         try:
             while (reply := reader.gets()) is NOT_READY:
                 count = sock.recv_into(reader.get_buffer())

@@ -23,6 +23,10 @@ local function complete_outputs(argv, i, count)
     elseif there == 0 then
       return 'OOM an output could not be stored: the server is at maxmemory. Free memory or raise maxmemory, then call again'
     end
+    -- On Valkey a RENAME across slots would break the node.
+    if how == 'S' and not keys.is_output(value, key) then
+      return 'BADARG an output was staged under a name that is not in the slot of its key'
+    end
     local problem = how ~= 'K' and submit.writable(key)
     if problem then
       return problem

@@ -85,17 +85,12 @@ def encode_many(commands: Iterable[Sequence[Argument]]) -> list[Piece]:
     pieces: list[Piece] = []
     small: list[bytes] = []
     for args in commands:
-        for arg in args:
-            # exact types: a subclass may print itself in another way, as NumPy's numbers and bool do
-            kind = type(arg)
-            if kind is str or kind is bytes:
-                if len(arg) >= _MAYBE_BIG:  # type: ignore[arg-type]  # these two have a length
-                    break
-            elif kind is not int and kind is not float:
-                break
-        else:
-            small.append(_pack(tuple(args)))
-            continue
+        # exact types: a subclass may print itself in another way, as NumPy's numbers and bool do
+        if _PLAIN.issuperset(map(type, args)):
+            packed = _pack(tuple(args))
+            if len(packed) < BIG_ARGUMENT:
+                small.append(packed)
+                continue
         _encode_any(args, small, pieces)
     if small:
         pieces.append(b"".join(small) if len(small) > 1 else small[0])
@@ -105,8 +100,7 @@ def encode_many(commands: Iterable[Sequence[Argument]]) -> list[Piece]:
 # The stub of hiredis describes a tuple of one.
 _pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
-# A character takes up to four bytes: from here on a text is measured.
-_MAYBE_BIG = BIG_ARGUMENT // 4
+_PLAIN = frozenset((bytes, str, int, float))
 
 
 def _encode_any(args: Sequence[Argument], small: list[bytes], pieces: list[Piece]) -> None:
@@ -146,6 +140,8 @@ def _data(arg: Argument) -> Piece:
 # --- replies
 
 _SCRATCH_BYTES = 64 * 1024
+_NEWLINE = ord("\n")
+_BIG = re.compile(rb"\$[1-9][0-9]{4,18}\r\n")
 
 # Where a bulk string begins that may be large, or the end of what has arrived may be the beginning of one.
 _BIG_HEADER = re.compile(rb"\$(?:([1-9][0-9]{4,18})\r\n|(?:[1-9][0-9]{0,18})?\r?\Z)")
@@ -265,8 +261,12 @@ class ReplyReader:
 
     def _take(self, end: int) -> None:
         """Parse the first ``end`` bytes of the scratch."""
-        self._held = 0
+        held, self._held = self._held, 0
         scratch, at = self._scratch, 0
+        if self._at_start and not held and scratch[end - 1] == _NEWLINE and not _BIG.search(scratch, 0, end):
+            # No large bulk begins here, nor does half the header of one end it: the usual case.
+            self._parse(0, end)
+            return
         search = 0
         while found := _BIG_HEADER.search(scratch, search, end):
             size = int(found[1] or 0)

@@ -165,7 +165,8 @@ class AsyncInference(AsyncBase):
         if batch < 1 or window < 1:
             raise BadArg("batch and window are at least 1")
         await self._functions()
-        bound, count = binding.rows_of(rows)
+        bound = await self._bind(target, binding.bind(rows))
+        count = binding.count_rows(bound)
         size = _slice_rows(bound, batch)
         parts: dict[int, dict[str, NDArray[Any]]] = {}
         requests = self._slices(target, bound, count, size, timeout)

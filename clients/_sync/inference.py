@@ -163,7 +163,8 @@ class Inference(Base):
         if batch < 1 or window < 1:
             raise BadArg("batch and window are at least 1")
         self._functions()
-        bound, count = binding.rows_of(rows)
+        bound = self._bind(target, binding.bind(rows))
+        count = binding.count_rows(bound)
         size = _slice_rows(bound, batch)
         parts: dict[int, dict[str, NDArray[Any]]] = {}
         requests = self._slices(target, bound, count, size, timeout)

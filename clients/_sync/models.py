@@ -13,7 +13,7 @@ from keyside.clients.versions import ModelVersion, meant, newest, parse_target, 
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Name, text, to_bytes
 from keyside.tensorstore.commands import ListedModel, ModelStats
-from keyside.tensorstore.errors import ModelFailed, NoModel, TimedOut
+from keyside.tensorstore.errors import ModelFailed, NoModel, TimedOut, Unreachable
 from keyside.tensorstore.records import ModelInfo
 
 __all__ = ["Models"]
@@ -126,9 +126,11 @@ class Models(Base):
                     upload=(upload, blob.count, blob.size, blob.digest),
                 )
             )
-        except BaseException:
-            batch = [plain.unlink([keys.upload_chunk(key, upload, index)]) for index in range(blob.count)]
-            self._transport.forget(batch)
+        except BaseException as error:
+            # Where no answer came, the chunks may belong to a version by now; if not, they go by themselves.
+            if not isinstance(error, Unreachable):
+                names = [keys.upload_chunk(key, upload, index) for index in range(blob.count)]
+                self._transport.forget([plain.unlink(names)])
             raise
 
     def get_model(self, name: Name, version: int | None = None) -> bytes:

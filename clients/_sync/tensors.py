@@ -15,6 +15,7 @@ from keyside.tensorstore.plain import TensorMeta
 __all__ = ["Tensors"]
 
 _LARGEST = 512 * 1024 * 1024
+_HEADER_MAX = 512
 _PREFIX_BYTES = 128
 
 
@@ -36,9 +37,12 @@ class Tensors(Base):
             TooBig: it has more than 512 MiB.
             OutOfMemory: the server is at maxmemory.
         """
-        header, data = npy.encode(value)
-        if len(header) + data.nbytes > _LARGEST:
-            raise TooBig(f"a tensor of {data.nbytes} bytes: a key holds at most 512 MiB, split it along its first axis")
+        array = npy.as_array(value)
+        if array.nbytes > _LARGEST - _HEADER_MAX:
+            raise TooBig(
+                f"a tensor of {array.nbytes} bytes: a key holds at most 512 MiB, split it along its first axis"
+            )
+        header, data = npy.encode(array)
         self._transport.call(plain.set_value(_own(key), header, data, _ttl(ex, px)))
 
     def get(self, key: Name) -> NDArray[Any]:

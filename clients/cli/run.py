@@ -41,8 +41,9 @@ def run(state: State, target: str, inputs: tuple[str, ...], outputs: tuple[str, 
     if files and len(files) != len(outputs):
         raise click.UsageError("outputs go to keys or to files, not to both")
     keys = [] if files else [output.removeprefix("key:") for output in outputs]
+    split = _split(inputs)
     with state.client() as client:
-        given = _Inputs(client, target).read(inputs)
+        given = _Inputs(client, target).read(split)
         if keys:
             client.execute(target, given, keys, timeout=timeout)
             say(f"written: {', '.join(keys)}")
@@ -69,6 +70,20 @@ def _show(state: State, target: str, found: dict[str, Any], files: Sequence[str]
     state.emit({"target": target, "outputs": outputs}, clean(text))
 
 
+def _split(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Split names from what is given; all have names, or none has."""
+    found: list[tuple[str, str]] = []
+    for text in texts:
+        match = _NAMED.fullmatch(text)
+        name, what = (match[1], match[2]) if match else ("", text)
+        if found and bool(name) != bool(found[0][0]):
+            raise click.UsageError(f"give all inputs a name, or none: {text[:60]}")
+        if name and any(name == other for other, _ in found):
+            raise click.UsageError(f"input {name} is given twice")
+        found.append((name, what))
+    return found
+
+
 class _Inputs:
     """Reads the inputs of a call."""
 
@@ -77,19 +92,11 @@ class _Inputs:
         self._target = target
         self._specs: list[Any] | None = None
 
-    def read(self, texts: Sequence[str]) -> Any:
+    def read(self, split: Sequence[tuple[str, str]]) -> Any:
         """Return them by name if they have names, else in order."""
-        named = [_NAMED.fullmatch(text) for text in texts]
-        if not any(named):
-            return [self._one(text, index, "") for index, text in enumerate(texts)]
-        found: dict[str, Any] = {}
-        for match, text in zip(named, texts, strict=True):
-            if match is None:
-                raise click.UsageError(f"give all inputs a name, or none: {text[:60]}")
-            if match[1] in found:
-                raise click.UsageError(f"input {match[1]} is given twice")
-            found[match[1]] = self._one(match[2], 0, match[1])
-        return found
+        if split[0][0]:
+            return {name: self._one(what, 0, name) for name, what in split}
+        return [self._one(what, index, "") for index, (_, what) in enumerate(split)]
 
     def _one(self, text: str, index: int, name: str) -> Any:
         import keyside

@@ -26,7 +26,7 @@ _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _BOOLEANS = {"true": 1, "false": 0, "0": 0, "1": 1}
 _ZIP = b"PK\x03\x04"
-_OF_TEXT = {"i": "INT64", "u": "UINT64", "f": "FLOAT", "b": "BOOL", "S": "STRING"}
+_OF_TEXT = {"i": "INT64", "u": "UINT64", "f": "FLOAT"}
 
 
 # --- reading
@@ -140,7 +140,7 @@ def _of_json(value: Any, name: str, dtype: str | None) -> Array:
         array = from_words([str(word) for word in words], dtype)
         shape = shape if shape is not None else as_array(value).shape
     else:
-        array = cast(_default(as_array(value)), dtype)
+        array = _typed(as_array(value), dtype)
     return array if shape is None else reshape(array, tuple(shape))
 
 
@@ -150,10 +150,9 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-def _default(array: Array) -> Array:
-    """The dtype that text without one gets: INT64, FLOAT or STRING."""
-    name = _OF_TEXT.get(array.dtype.kind)
-    return cast(array, name) if name and name != "STRING" else array
+def _typed(array: Array, dtype: str | None) -> Array:
+    """Give numbers in text their dtype: INT64 or FLOAT if none is named."""
+    return cast(array, dtype or _OF_TEXT.get(array.dtype.kind))
 
 
 def _csv(data: bytes, name: str, dtype: str | None) -> Array:

@@ -70,6 +70,12 @@ function keys.capture(key, id)
   return private(key, 'cap') .. id
 end
 
+-- Whether name is that of an output on its way to key, in the slot of key; tensorstore/keys.py forms it.
+function keys.is_output(name, key)
+  local front = private(key, 'out')
+  return string.sub(name, 1, #front) == front
+end
+
 function keys.upload(key, id, i)
   return private(key, 'up') .. id .. ':' .. i
 end

@@ -1,0 +1,539 @@
+"""What Redis and Valkey really do with functions, streams and slots, and that our functions bear it.
+
+One test or more for each hazard that was measured: each is named for it.
+"""
+
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tests.lua.jobs import LARGE, ONE, ROW, Hand, ok, staged
+from tests.servers import Cluster, Kind, Server, wait_until
+
+from keyside.executor.protocol import GROUP
+from keyside.tensorstore import keys, library, npy
+from keyside.tensorstore.errors import KeysideError, TryAgain
+
+SHAPES = (
+    b"x", b"{a}x", b"x{a}", b"{}x", b"a}b{", b"}{", b"}x", b"{", b"}", b"{{a}}", b"{}{a}", b"{a", b"a}", b"x{}{a}",
+    b"{a}{b}", b"a{b", b"{\xff\n}", b"\x00}", b" ", b"{ }", b"ks:{0}:x",
+)  # fmt: skip
+"""Every way in which braces can lie in a key."""
+
+
+@pytest.fixture(scope="module", params=get_args(Kind))
+def alone(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A cluster of one node, which has all slots."""
+    with Cluster(request.param, primaries=1, replicas=0) as cluster:
+        cluster.load_library()
+        yield cluster.primaries[0]
+
+
+@pytest.fixture
+def lone(alone: Server) -> Iterator[Hand]:
+    """The steps of callers and executors on a cluster of one node; it must be in good health afterwards."""
+    with Hand(alone.url_unix) as hand:
+        hand.do("FLUSHALL")
+        hand.node = keys.NodeKeys(hand.beat("e1")[1])
+        yield hand
+        assert healthy(hand)
+        hand.do("FLUSHALL")
+
+
+def healthy(hand: Hand) -> bool:
+    """Whether Lua still works: a Valkey that one function has broken says of every key that it is not local."""
+    try:
+        hand.fcall("AI_MODELSCAN", [])
+    except TryAgain:
+        return False
+    return True
+
+
+# --- slots inside Lua
+
+
+def test_a_command_on_two_slots_breaks_valkey_and_the_probe_sees_it() -> None:
+    with Cluster("valkey", primaries=1, replicas=0) as cluster:
+        cluster.load_library()
+        with Hand(cluster.primaries[0].url_unix) as hand:
+            assert healthy(hand)
+            code = "function() return redis.pcall('MGET', 'a', 'b') end"
+            register = "redis.register_function{function_name='bad', flags={'allow-cross-slot-keys'}, callback=%s}"
+            hand.do("FUNCTION", "LOAD", "#!lua name=bad\n" + register % code)
+            with pytest.raises(KeysideError):
+                hand.fcall("bad", [])
+            assert not healthy(hand), "this server bears it: the rule may be dropped"
+
+
+def test_no_command_in_lua_names_keys_of_two_slots(lone: Hand, alone: Server) -> None:
+    with Hand(alone.url_unix) as watcher:
+        watcher.do("MONITOR")
+        session(lone)
+        lone.do("ECHO", "the end")
+        seen = commands_in_lua(watcher)
+    assert {"COPY", "RENAME", "XADD", "XACK", "XPENDING", "RPUSH"} <= {command[0].decode().upper() for command in seen}
+    for command in seen:
+        try:
+            named = lone.do("COMMAND", "GETKEYS", *command)
+        except KeysideError:
+            continue  # it takes no keys
+        assert len({keys.slot(key) for key in named}) == 1, command
+
+
+def test_slots_are_asked_for_once_and_not_per_job(lone: Hand, alone: Server) -> None:
+    session(lone)
+    with Hand(alone.url_unix) as watcher:
+        watcher.do("MONITOR")
+        for _ in range(3):
+            lone.predict()
+        lone.do("ECHO", "the end")
+        assert b"CLUSTER" not in {command[0].upper() for command in commands_in_lua(watcher)}
+
+
+def session(hand: Hand) -> None:
+    """Everything that a function does when all goes well, with keys of all shapes."""
+    for name in SHAPES:
+        hand.store(name)
+        for value in (ROW, LARGE):
+            x = y = name + b".x"
+            hand.do("SET", x, value)
+            hand.execute([x], [y], target=name)
+            (job,) = hand.claim()
+            assert hand.complete("e1", [staged(job, y, keys.output(y, "e1-1"), LARGE)]) == b"1"
+    hand.store("m")
+    hand.fcall("AI_TENSORSET", ["t"], "FLOAT", 1, 4, "VALUES", 1, 2, 3, 4)
+    hand.fcall("AI_TENSORGET", ["t"], "VALUES")
+    hand.fcall("AI_MODELGET", ["m"])
+    hand.fcall("AI_INFO", ["m"])
+    hand.fcall("AI_MODELSCAN", [])
+    ticket = b"ks:{%b}:t" % hand.node.tag
+    assert hand.fcall("AI_CANCEL", [], ticket, hand.predict("ID", "c", 1, "TICKET", ticket)) == 1
+    hand.predict("TIMEOUT", 1)
+    hand.predict()
+    job, other = hand.claim()
+    wait_until(lambda: hand.now() > job.deadline, "the deadline passes")
+    assert hand.fcall("KS_EXPIRE", [], "CPU", job.id) == 1
+    assert hand.fcall("KS_EXTEND", [], "CPU", "e1", other.id) == [other.id]
+    assert hand.recover("e2", limit=1) is None
+    hand.fcall("AI_MODELDEL", ["m"])
+    hand.fcall("KS_LEAVE", [], "e1", "CPU")
+    hand.beat("e1")
+    hand.store("m")
+
+
+def commands_in_lua(watcher: Hand) -> list[list[bytes]]:
+    """What functions called, as MONITOR tells, until somebody says that it is the end."""
+    found = []
+    while True:
+        line = bytes(watcher.wire.read())
+        where, _, rest = line.partition(b"] ")
+        parts = [
+            part.decode("unicode_escape").encode("latin-1")
+            for part in re.findall(rb'"((?:[^"\\]|\\.)*)"', rest)
+        ]
+        if where.endswith(b" lua"):
+            found.append(parts)
+        elif parts[-1] == b"the end":
+            return found
+
+
+def probe(hand: Hand) -> None:
+    """Load the library a second time, under other names, with a function that tells what lib keys does."""
+    source = library.source().replace("#!lua name=keyside", "#!lua name=probe")
+    source = re.sub(r"function_name *= *'(\w+)'", r"function_name='PROBE_\1'", source)
+    tell = "function(_, ARGV) return { keys.tag(ARGV[1]), keys.capture(ARGV[1], 'i'), keys.gone(ARGV[1], 'u') } end"
+    source += f"redis.register_function{{function_name='PROBE', callback={tell}, flags={{'no-writes'}}}}\n"
+    hand.do("FUNCTION", "LOAD", "REPLACE", source)
+
+
+@given(key=st.lists(st.sampled_from([b"{", b"}", b"a", b"b", b"\0", b"\xff", b" "]), max_size=12).map(b"".join))
+@example(key=b"")
+def test_private_names_are_in_the_slot_of_any_key(alone: Server, key: bytes) -> None:
+    with Hand(alone.url_unix) as hand:
+        if not getattr(alone, "probed", False):
+            probe(hand)
+            alone.probed = True  # type: ignore[attr-defined]
+        check_names(hand, key)
+
+
+@pytest.mark.parametrize("key", SHAPES, ids=ascii)
+def test_private_names_for_every_shape_of_braces(alone: Server, key: bytes) -> None:
+    with Hand(alone.url_unix) as hand:
+        probe(hand)
+        check_names(hand, key)
+
+
+def check_names(hand: Hand, key: bytes) -> None:
+    tag, capture, gone = hand.fcall("PROBE", [], key)
+    assert tag == keys.tag(key)
+    assert capture == keys.capture(key, "i")
+    assert gone == keys.gone(key, "u")
+    names = [key, capture, gone, keys.output(key, 1), keys.upload_chunk(key, "u", 0), keys.blob_chunk(key, "u", "d", 0)]
+    slots = hand.wire.call_many([("CLUSTER", "KEYSLOT", name) for name in names])
+    assert set(slots) == {keys.slot(key)}
+
+
+def test_a_slot_that_is_on_the_move(lone: Hand, alone: Server) -> None:
+    lone.store()
+    lone.do("SET", "{a}x", LARGE)
+    lone.execute(["{a}x"], ["{a}y"])
+    (queued,) = lone.claim()
+    slot = keys.slot("{a}")
+    with Cluster(alone.kind, primaries=1, replicas=0) as other:
+        there = other.primaries[0]
+        lone.do("CLUSTER", "MEET", "127.0.0.1", there.port, there.bus_port)
+        other_id = other.ask(there, "CLUSTER", "MYID")
+        wait_until(lambda: other_id in lone.do("CLUSTER", "NODES"), "they have met")
+        lone.do("CLUSTER", "SETSLOT", slot, "MIGRATING", other_id)
+        try:
+            # The copy, the missing output and the ticket would all lie in the slot that moves.
+            for call in (
+                lambda: lone.execute(["{a}x"], ["{a}y"]),
+                lambda: lone.execute(["{a}x"], ["{a}x"]),
+                lambda: lone.predict("TICKET", "ks:{a}:t"),
+            ):
+                with pytest.raises(TryAgain):
+                    call()
+                assert healthy(lone)
+            assert lone.length() == 1, "nothing was queued"
+            outputs = [(b"{a}y", b"V", ROW)]
+            assert lone.complete("e1", [ok(queued, *outputs)]) == b"3"
+            assert (lone.reply(lone.node.ticket(b"CPU/" + queued.id)) or b"").startswith(b"TRYAGAIN ")
+        finally:
+            lone.do("CLUSTER", "SETSLOT", slot, "STABLE")
+            lone.do("CLUSTER", "FORGET", other_id)
+
+
+def test_the_node_tag_follows_when_its_slot_has_gone(lone: Hand) -> None:
+    lone.store()
+    slot = keys.slot(b"{%b}" % lone.node.tag)
+    assert slot == 0
+    lone.do("FLUSHALL")
+    lone.do("CLUSTER", "DELSLOTS", slot)
+    try:
+        wait_until(lambda: b"cluster_state:fail" in lone.do("CLUSTER", "INFO"), "the loss is noticed", 5)
+        lone.do("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        wait_until(lambda: b"cluster_state:ok" in lone.do("CLUSTER", "INFO"), "it goes on", 5)
+        assert lone.beat("e1")[1] == keys.slot_tag(1)
+    finally:
+        lone.do("CLUSTER", "ADDSLOTS", slot)
+        lone.do("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+        wait_until(lambda: b"cluster_state:ok" in lone.do("CLUSTER", "INFO"), "it is whole again", 5)
+        library_again(lone)
+
+
+def library_again(hand: Hand) -> None:
+    """Load the library again: it forgets what it kept."""
+    hand.do("FUNCTION", "LOAD", "REPLACE", library.source())
+
+
+def test_a_function_that_fails_midway_keeps_what_it_wrote(hand: Hand) -> None:
+    """So everything is looked at first: with the last of many inputs or outputs bad, nothing has happened."""
+    hand.store("m", signature=None)
+    names = [f"k{i}" for i in range(20)]
+    for name in names:
+        hand.do("SET", name, LARGE)
+    hand.do("RPUSH", "list", 1)
+    words = [part for name in names for part in ("OWN", name)]
+    for inputs, outputs in (([*words, "list"], ["y"]), (words, ["list"]), (words, ["y", "text"]), (words, ["none"])):
+        hand.do("SET", "text", "hello")
+        given = [*names, "list", "y", "text"]
+        args = ("INPUTS", 20 + ("list" in inputs), *inputs, "OUTPUTS", len(outputs), *outputs)
+        hand.refused("AI_MODELEXECUTE", given, "m", *args)
+
+
+# --- streams
+
+
+def test_xack_is_no_fence_and_complete_is_one(hand: Hand) -> None:
+    hand.store()
+    hand.do("SET", "x", ROW)
+    ticket = hand.execute(["x"], ["y"])
+    (job,) = hand.claim("e1")
+    found = hand.recover("e2")
+    assert found is not None
+    assert hand.complete("e1", [ok(job, (b"y", b"V", b"zombie"))]) == b"0"
+    assert not hand.do("EXISTS", "y", ticket)
+    assert hand.pending() == {job.id: (b"e2", 2)}
+    assert hand.complete("e2", [ok(found[1], (b"y", b"V", ROW))]) == b"1"
+    assert hand.do("GET", "y") == ROW
+    assert hand.do("LRANGE", ticket, 0, -1) == [b"OK"]
+
+
+def test_a_zombie_does_not_steal_its_entry_back(hand: Hand) -> None:
+    hand.store()
+    hand.predict()
+    (job,) = hand.claim("e1")
+    assert hand.recover("e2") is not None
+    assert hand.fcall("KS_EXTEND", [], "CPU", "e1", job.id) == []
+    assert hand.pending() == {job.id: (b"e2", 2)}
+
+
+def test_a_killer_raises_the_count_of_its_batch_but_only_it_is_given_up(hand: Hand) -> None:
+    hand.store()
+    tickets = [hand.predict() for _ in range(4)]
+    jobs = hand.claim("e0")  # all of them at once, and it dies
+    killer = jobs[0].id
+    answered = 0
+    for life in range(1, 12):
+        while (found := hand.recover(f"e{life}")) is not None and found[1].id != killer:
+            answered += hand.complete(f"e{life}", [ok(found[1])]).count(b"1")
+        if found is None:
+            break
+    replies = [hand.reply(ticket) or b"" for ticket in tickets]
+    assert replies[0].startswith(b"DEADLETTER ")
+    assert replies[1:] == [b"OK"] * 3
+    assert (answered, hand.length()) == (3, 0)
+
+
+def test_ended_jobs_leave_no_entries_though_xdel_loses_the_lag(hand: Hand) -> None:
+    hand.store()
+    for _ in range(10):
+        hand.predict()
+    jobs = hand.claim()
+    assert hand.complete("e1", [ok(job) for job in jobs[5:]]) == b"1" * 5
+    assert hand.length() == 5, "XLEN is the depth, also behind a slow head"
+    assert hand.complete("e1", [ok(job) for job in jobs[:5]]) == b"1" * 5
+    assert hand.length() == 0
+
+
+def test_a_stream_that_flushall_left_without_a_group(hand: Hand) -> None:
+    hand.store()
+    hand.do("FLUSHALL")
+    hand.do("HSET", hand.node.catalog, "m", catalog_record())
+    hand.predict()
+    assert hand.recover("e1") is None
+    hand.beat("e1")
+    assert len(hand.claim("e1")) == 1, "the group begins at 0: jobs that came before it are jobs too"
+
+
+def catalog_record() -> str:
+    return (
+        '{"key":"m","uid":"u","version":1,"state":"ready","device":"CPU","reason":"","signature":%s}' % ONE.to_json()
+    )
+
+
+def test_blpop_in_a_transaction_does_not_wait_but_submits_in_one_are_fine(hand: Hand) -> None:
+    hand.store()
+    hand.do("MULTI")
+    hand.predict("TICKET", "ks:{0}:t")
+    hand.do("BLPOP", "ks:{0}:t", 5)
+    job_id, popped = hand.do("EXEC")
+    assert popped is None
+    (job,) = hand.claim()
+    assert job_id == b"CPU/" + job.id
+    hand.complete("e1", [ok(job)])
+    assert hand.do("BLPOP", "ks:{0}:t", 5) == [b"ks:{0}:t", b"OK"]
+
+
+# --- memory
+
+
+def test_at_maxmemory_functions_do_what_their_flags_say(hand: Hand) -> None:
+    hand.store()
+    with full(hand):
+        for name, spec in library.functions().items():
+            with pytest.raises(KeysideError) as caught:
+                hand.fcall(name, ["none"] if spec.keys else [], "junk", "junk", "junk", "junk")
+            allowed = {"allow-oom", "no-writes"} & set(spec.flags)
+            assert (caught.value.code == "OOM") == (not allowed), (name, caught.value)
+
+
+def test_at_maxmemory_jobs_end_and_none_begin(hand: Hand) -> None:
+    hand.store()
+    hand.do("SET", "x", ROW)
+    tickets = [hand.execute(["x"], [f"y{i}"]) for i in range(5)]
+    hand.store("n", signature=None)
+    load, *jobs = sorted(hand.claim("e1"), key=lambda job: job.op)
+    with full(hand):
+        for call in (
+            lambda: hand.execute(["x"], ["y"]),
+            hand.predict,
+            lambda: hand.fcall("AI_MODELSTORE", ["o"], "ONNX", "CPU", "BLOB", "x"),
+            lambda: hand.fcall("AI_TENSORSET", ["t"], "FLOAT", 1),
+        ):
+            with pytest.raises(KeysideError) as caught:
+                call()
+            assert caught.value.code == "OOM"
+        assert hand.beat("e1")
+        assert hand.fcall("KS_EXTEND", [], "CPU", "e1", jobs[0].id) == [jobs[0].id]
+        assert hand.complete("e1", [ok(jobs[0], (b"y0", b"V", ROW))]) == b"1"
+        large = hand.wire.call_many([("SET", keys.output("y1", 1), LARGE, "PX", 60_000)])
+        assert "OOM" in str(large[0])
+        assert hand.complete("e1", [ok(jobs[1], (b"y1", b"S", keys.output("y1", 1)))]) == b"3"
+        assert hand.recover("e2") is not None
+        assert hand.recover("e3", limit=1) is None
+        assert hand.fcall("AI_CANCEL", [], hand.node.ticket("CPU/1-1")) == 0
+        uid = load.model.rpartition(b"-")[0]
+        assert hand.recover("e2", limit=100) is None
+        end = (load.id, uid, 1, "ready", "0" * 64, ONE.to_json(), "")
+        assert hand.fcall("KS_PUBLISH", ["n"], "CPU", "e1", *end) == 0
+        assert hand.fcall("KS_LEAVE", [], "e1", "CPU") == b"OK"
+        assert hand.fcall("AI_INFO", ["m"], "RESETSTAT") == b"OK"
+        assert hand.fcall("AI_MODELDEL", ["m"]) == b"OK"
+    replies = [(hand.reply(ticket) or b"").split(b" ")[0] for ticket in tickets]
+    assert replies == [b"OK", b"OOM", *[b"DEADLETTER"] * 3]
+
+
+class full:  # noqa: N801  # reads as what it is: with full(hand)
+    """The server is at maxmemory for the length of a `with`."""
+
+    def __init__(self, hand: Hand) -> None:
+        self._hand = hand
+        self._limit = hand.do("CONFIG", "GET", "maxmemory")[1]
+
+    def __enter__(self) -> None:
+        self._hand.do("CONFIG", "SET", "maxmemory", 1)
+
+    def __exit__(self, *_: object) -> None:
+        self._hand.do("CONFIG", "SET", "maxmemory", self._limit)
+
+
+def test_rename_carries_the_ttl_and_nothing_that_should_stay_has_one(hand: Hand) -> None:
+    hand.do("SET", keys.upload_chunk("m", "u", 0), "x", "PX", 5000)
+    hand.fcall("AI_MODELSTORE", ["m"], "ONNX", "CPU", "UPLOAD", "u", 1, 1, "DIGEST", "0" * 64)
+    assert hand.publish("m", 1, ONE) == 1
+    (chunk,) = hand.fcall("AI_MODELGET", ["m"], "CHUNKS")
+    assert hand.do("TTL", chunk) == -1
+    hand.do("SET", "x", LARGE)
+    hand.do("SET", "y", ROW, "PX", 5000)
+    hand.execute(["x"], ["y"])
+    (job,) = hand.claim()
+    assert hand.complete("e1", [staged(job, b"y", keys.output("y", 1), LARGE)]) == b"1"
+    assert hand.do("TTL", "y") == -1
+
+
+# --- Lua itself
+
+
+def test_unpack_takes_fewer_values_than_a_batch_may_have(hand: Hand) -> None:
+    hand.store()
+    count = 9000
+    hand.wire.call_many([("FCALL", "AI_PREDICT", 0, "m", "INPUTS", 1, "VALUE", ROW)] * count)
+    jobs = hand.claim(count=count)
+    assert len(jobs) == count
+    ids = [job.id for job in jobs]
+    assert hand.fcall("KS_EXTEND", [], "CPU", "e1", *ids) == ids
+    assert hand.fcall("KS_EXPIRE", [], "CPU", *ids) == 0
+    assert hand.complete("e1", [ok(job) for job in jobs], held=count) == b"1" * count
+    assert hand.length() == 0
+    values = [str(i) for i in range(10_000)]
+    hand.fcall("AI_TENSORSET", ["t"], "INT32", 10_000, "VALUES", *values)
+    assert len(hand.fcall("AI_TENSORGET", ["t"], "VALUES")) == 10_000
+    assert hand.fcall("AI_MODELSTORE", ["n"], "ONNX", "CPU", "BLOB", *values) == b"OK"
+    assert hand.fcall("AI_MODELGET", ["n"], "BLOB") == "".join(values).encode()
+
+
+def test_time_stands_still_in_a_transaction_and_ids_differ_nevertheless(hand: Hand) -> None:
+    hand.store()
+    hand.do("SET", "x", LARGE)
+    count = 1500
+    call = ("FCALL", "AI_MODELEXECUTE", 2, "x", "y", "m", "INPUTS", 1, "x", "OUTPUTS", 1, "y")
+    hand.wire.call_many([("MULTI",), *[call] * count, ("EXEC",)])
+    jobs = hand.claim(count=count)
+    captures = {capture for job in jobs for capture in job.captures}
+    assert len(captures) == len(jobs) == count
+    assert hand.do("EXISTS", *captures) == count
+
+
+def test_numbers_beyond_a_double_are_exact(hand: Hand) -> None:
+    values = [2**63 - 1, -(2**63), 2**53 + 1, -1]
+    hand.fcall("AI_TENSORSET", ["t"], "INT64", 4, "VALUES", *values)
+    assert npy.decode(hand.do("GET", "t")).tolist() == values
+    assert [int(value) for value in hand.fcall("AI_TENSORGET", ["t"], "VALUES")] == values
+    hand.fcall("AI_TENSORSET", ["u"], "UINT64", 1, "VALUES", 2**64 - 1)
+    assert npy.decode(hand.do("GET", "u")).dtype == np.uint64
+    assert npy.decode(hand.do("GET", "u")).tolist() == [2**64 - 1]
+
+
+@pytest.mark.parametrize("number", ["0x10", "1e3", " 5 ", "nan", "inf", "5.0", "+5", "", "٣"])
+def test_what_tonumber_takes_is_no_number(hand: Hand, number: str) -> None:
+    hand.store()
+    hand.do("SET", "x", ROW)
+    for name, names, args in (
+        ("AI_MODELEXECUTE", ["x"], ("m", "INPUTS", number, "x", "OUTPUTS", 1, "x")),
+        ("AI_PREDICT", [], ("m", "INPUTS", 1, "VALUE", ROW, "TIMEOUT", number)),
+        ("AI_PREDICT", [], ("m", "INPUTS", 1, "VALUE", ROW, "ID", "c", number)),
+        ("AI_MODELSTORE", ["m"], ("ONNX", "CPU", "BATCHSIZE", number, "BLOB", "x")),
+        ("AI_MODELSCAN", [], ("0", "COUNT", number)),
+        ("AI_TENSORSET", ["t"], ("FLOAT", number)),
+        ("KS_BEAT", [], ("e1", "{}", number, "CPU")),
+        ("KS_RECOVER", [], ("CPU", "e1", number, "3")),
+        ("KS_COMPLETE", [], ("CPU", "e1", "1", "", "0", "0", "0", "0", number)),
+    ):
+        assert hand.refused(name, names, *args).code == "BADARG", name
+
+
+def test_nothing_durable_is_lost_when_the_library_is_replaced_under_load(hand: Hand, server: Server) -> None:
+    hand.store()
+    replies: list[Any] = []
+
+    def submit() -> None:
+        call = ("FCALL", "AI_PREDICT", 0, "m", "INPUTS", 1, "VALUE", ROW)
+        with Hand(server.url_unix) as other:
+            for _ in range(20):
+                replies.extend(other.wire.call_many([call] * 100))
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    ended = loads = 0
+    while thread.is_alive() or ended < len(replies):
+        library_again(hand)
+        loads += 1
+        jobs = hand.claim()
+        ended += hand.complete("e1", [ok(job) for job in jobs]).count(b"1") if jobs else 0
+    thread.join()
+    assert loads > 5
+    assert ended == len(set(replies)) == 2000
+    assert hand.wire.call_many([("LLEN", ticket) for ticket in replies]) == [1] * 2000
+
+
+def test_functions_survive_flushall(hand: Hand) -> None:
+    hand.do("FLUSHALL")
+    assert hand.fcall("KS_VERSION", []) == [library.LIBRARY_VERSION, library.digest().encode()]
+
+
+# --- access
+
+
+def test_a_function_has_the_rights_of_its_caller(hand: Hand, server: Server) -> None:
+    hand.store("m")
+    hand.store("n")
+    for key in ("x", "y"):
+        hand.do("SET", key, ROW)
+    hand.do("ACL", "SETUSER", "bob", "on", "nopass", "+@all", "~x", "~ks:*", "~m")
+    hand.do("ACL", "SETUSER", "eve", "on", "nopass", "+@all", "-xadd", "~*")
+    hand.do("ACL", "SETUSER", "kim", "on", "nopass", "+@all", "~x", "~y", "~m", "%R~ks:*")
+    try:
+        with Hand(f"unix://bob:@{server.socket}") as bob:
+            assert bob.predict()
+            assert bob.execute(["x"], ["x"])
+            before = hand.everything()
+            for call in (
+                lambda: bob.execute(["x"], ["y"]),
+                lambda: bob.execute(["y"], ["x"]),
+                lambda: bob.predict(target="n"),
+                lambda: bob.fcall("AI_MODELGET", ["n"]),
+                lambda: bob.fcall("AI_MODELDEL", ["n"]),
+            ):
+                with pytest.raises(KeysideError, match="^NOPERM "):
+                    call()
+        for user in ("eve", "kim"):
+            with Hand(f"unix://{user}:@{server.socket}") as other, pytest.raises(KeysideError, match="^NOPERM "):
+                other.execute(["x"], ["x"])
+        assert hand.everything() == before
+    finally:
+        hand.do("ACL", "DELUSER", "bob", "eve", "kim")
+
+
+def test_what_is_in_a_stream_is_not_trusted(hand: Hand) -> None:
+    hand.do("XADD", hand.node.jobs("CPU"), "*", "h", "junk", "x", "y")
+    hand.beat("e1")
+    hand.do("XREADGROUP", "GROUP", GROUP, "e1", "STREAMS", hand.node.jobs("CPU"), ">")
+    assert hand.recover("e2") is None
+    assert hand.length() == 0
