@@ -40,9 +40,10 @@ def connect_cluster(url: str) -> dict[str, redis.Redis]:
     """
     try:
         cluster = redis.RedisCluster.from_url(url, **_options())
+        primaries = cluster.get_primaries()  # type: ignore[no-untyped-call]
     except redis.RedisError as error:
         raise Unreachable(f"cannot reach the cluster: {' '.join(str(error).split())}") from error
-    return {node.name: cluster.get_redis_connection(node) for node in cluster.get_primaries()}
+    return {node.name: cluster.get_redis_connection(node) for node in primaries}
 
 
 def _options() -> dict[str, Any]:

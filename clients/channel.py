@@ -46,14 +46,20 @@ class Channel(asyncio.BufferedProtocol):
         self._lost: Unreachable | None = None
 
     @classmethod
-    async def connect(cls, endpoint: Endpoint, name: str, idle: float) -> "Channel":
+    async def connect(cls, endpoint: Endpoint, name: str, idle: float, patience: float) -> "Channel":
         """Make a connection.
+
+        Args:
+            endpoint: the server.
+            name: shown by CLIENT LIST.
+            idle: see the class.
+            patience: seconds that the server may take for each step of the handshake.
 
         Raises:
             KeysideError: it cannot be made.
         """
         channel = cls(idle)
-        connection = await endpoint.connect_async(name)
+        connection = await endpoint.connect_async(name, patience)
         # redis-py hands out no transport. Its writer is kept: it would close the transport if it were let go.
         writer = channel._writer = connection._writer  # noqa: SLF001
         connection._writer = connection._reader = None  # noqa: SLF001

@@ -60,8 +60,12 @@ class Child:
             self._release()
             raise
         self.pid = self._process.pid
-        self._pipe.write(b"%d\n" % self.pid)
-        self._pipe.flush()
+        try:
+            self._pipe.write(b"%d\n" % self.pid)
+            self._pipe.flush()
+        except OSError:
+            self.kill()
+            raise
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal; None while it runs."""

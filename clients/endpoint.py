@@ -19,7 +19,14 @@ _CARRIED = frozenset(
     {"host", "port", "db", "username", "password", "credential_provider", "path", "client_name", "socket_type"}
     | {"socket_connect_timeout", "socket_keepalive", "socket_keepalive_options"}
 )
+# Of redis-py's SSL settings, asyncio connections have none of these.
+_BLOCKING_ONLY = ("ssl_validate_ocsp", "ssl_ocsp_")
 _CONNECT_S = 5.0
+_HANDSHAKE_S = 10.0
+
+
+def _only_blocking(name: str, value: object) -> bool:
+    return not value and name.startswith(_BLOCKING_ONLY)
 
 
 class Endpoint:
@@ -47,13 +54,9 @@ class Endpoint:
                 retry=Retry(NoBackoff(), 0),
                 retry_on_timeout=False,
                 retry_on_error=[],
-                socket_timeout=10.0,
                 health_check_interval=0,
                 driver_info=None,
             )
-            one.connection_kwargs.setdefault("socket_connect_timeout", _CONNECT_S)
-            if one.connection_kwargs["socket_connect_timeout"] is None:
-                one.connection_kwargs["socket_connect_timeout"] = _CONNECT_S
 
     @classmethod
     def from_environment(cls, url: str | None, options: Mapping[str, Any]) -> "Endpoint":
@@ -84,7 +87,7 @@ class Endpoint:
         options = {
             name: value
             for name, value in settings.items()
-            if value is not None and (name in _CARRIED or name.startswith("ssl"))
+            if value is not None and (name in _CARRIED or (name.startswith("ssl_") and not _only_blocking(name, value)))
         }
         tls = "SSL" in getattr(pool, "connection_class", type(None)).__name__
         scheme = "unix" if "path" in options else "rediss" if tls else "redis"
@@ -96,11 +99,12 @@ class Endpoint:
             return f"unix://{settings['path']}"
         return f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
-    def connect(self, name: str) -> Any:
+    def connect(self, name: str, patience: float) -> Any:
         """Make a blocking connection, logged in.
 
         Args:
             name: shown by CLIENT LIST if the settings name no other.
+            patience: seconds that the server may take for each step of the handshake.
 
         Returns:
             redis-py's connection, whose socket the caller takes over.
@@ -109,25 +113,31 @@ class Endpoint:
             Unreachable: the server cannot be reached.
             NoPerm: it refuses this user.
         """
-        pool = self._pools[0]
-        pool.connection_kwargs.setdefault("client_name", name)
+        pool = self._prepared(0, name, patience)
         try:
-            connection: Any = pool.make_connection()
+            connection = pool.make_connection()
             connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
         return connection
 
-    async def connect_async(self, name: str) -> Any:
+    async def connect_async(self, name: str, patience: float) -> Any:
         """Make an asyncio connection, logged in; like `connect`."""
-        pool = self._pools[1]
-        pool.connection_kwargs.setdefault("client_name", name)
+        pool = self._prepared(1, name, patience)
         try:
-            connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+            connection = pool.make_connection()
             await connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
         return connection
+
+    def _prepared(self, which: int, name: str, patience: float) -> Any:
+        pool = self._pools[which]
+        settings = pool.connection_kwargs
+        settings.setdefault("client_name", name)
+        settings["socket_timeout"] = min(patience, _HANDSHAKE_S)
+        settings["socket_connect_timeout"] = min(settings.get("socket_connect_timeout") or _CONNECT_S, patience)
+        return pool
 
     def _failed(self, error: Exception) -> KeysideError:
         if isinstance(error, TypeError):

@@ -238,4 +238,4 @@ def count_rows(bound: Bound) -> int:
     if len(counts) != 1:
         raise BadInput(f"inputs differ in their number of rows: {', '.join(map(str, counts))}")
     bound.items = [*arrays]
-    return counts[0]
+    return int(counts[0])

@@ -235,7 +235,7 @@ class Mailbox:
                 self._finish(pending, reply_lost(timeout))
                 return
             device = pending.job.decode("ascii", "replace").partition("/")[0]
-            self._finish(pending, not_answered(timeout, await transport.who_serves(device)))
+            self._finish(pending, not_answered(timeout, pending.job, await transport.who_serves(device)))
         except KeysideError as error:
             self._finish(pending, error)
 
@@ -244,6 +244,7 @@ class Mailbox:
     def leave(self, pending: AsyncPending) -> None:
         """Wait no longer for a request; if it has not ended, take its job back."""
         if pending.future.done() and not pending.future.cancelled():
+            pending.future.exception()  # taken note of
             return
         pending.left = True
         self._waiting.pop(pending.request.seq, None)

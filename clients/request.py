@@ -113,14 +113,16 @@ def who_serves(device: str, names: Sequence[str], infos: Sequence[dict[str, Any]
     return f"{len(serving)} {'executor is' if len(serving) == 1 else 'executors are'} alive on this server"
 
 
-def not_answered(request_timeout: float, who: str) -> TimedOut:
+def not_answered(request_timeout: float, job: bytes, who: str) -> TimedOut:
     """Say that nobody has answered.
 
     Args:
         request_timeout: seconds that were waited.
+        job: its id; empty if the request was sent again over a new connection.
         who: as of `who_serves`.
     """
-    return TimedOut(f"no answer within {request_timeout:g} s: {who}")
+    doubt = "" if job else "; a connection broke meanwhile, and may have taken the reply along"
+    return TimedOut(f"no answer within {request_timeout:g} s: {who}{doubt}")
 
 
 def reply_lost(request_timeout: float) -> TimedOut:

@@ -39,7 +39,7 @@ class AsyncTransport:
         self.reached = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channels: list[Channel | None] = []
-        self._locks: list[asyncio.Lock] = []
+        self._connecting: dict[int, asyncio.Task[Channel]] = {}
         self._mailbox: Mailbox | None = None
 
     def _here(self) -> None:
@@ -57,7 +57,7 @@ class AsyncTransport:
         self._loop = loop
         self.identity = Identity()
         self._channels = [None] * (1 + _BULK_CHANNELS)
-        self._locks = [asyncio.Lock() for _ in self._channels]
+        self._connecting = {}
         self._mailbox = None
 
     # --- connections
@@ -79,13 +79,33 @@ class AsyncTransport:
             index = min(range(1, len(self._channels)), key=self._load)
         found = self._channels[index]
         if found is None or not found.open:
-            async with self._locks[index]:
-                found = self._channels[index]
-                if found is None or not found.open:
-                    found = await self.connect("keyside-client", self.idle)
-                    self._channels[index] = found
+            found = await self._made(index)
         await found.room()
         return found
+
+    async def _made(self, index: int) -> Channel:
+        """Return a connection that is made once for all who want it.
+
+        In a task of its own, since a handshake that is cancelled halfway is of no use to the others; and redis-py can
+        lose the cancellation.
+        """
+        task = self._connecting.get(index)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self.connect("keyside-client", self.idle))
+            self._connecting[index] = task
+            task.add_done_callback(lambda done: self._connected(index, done))
+        return await asyncio.shield(task)
+
+    def _connected(self, index: int, task: "asyncio.Task[Channel]") -> None:
+        if self._connecting.get(index) is task:
+            del self._connecting[index]
+        if task.cancelled() or task.exception() is not None:
+            return
+        channel = task.result()
+        if self.closed or index >= len(self._channels):
+            channel.close()
+        else:
+            self._channels[index] = channel
 
     def _load(self, index: int) -> int:
         channel = self._channels[index]
@@ -98,7 +118,7 @@ class AsyncTransport:
         Raises:
             KeysideError: the server cannot be reached, or refuses this user.
         """
-        channel = await Channel.connect(self.endpoint, name, idle)
+        channel = await Channel.connect(self.endpoint, name, idle, self.idle)
         if self.closed:
             channel.close()
             raise Unreachable("this client is closed")
@@ -114,9 +134,14 @@ class AsyncTransport:
         if mailbox is not None and self._loop is asyncio.get_running_loop():
             await mailbox.close(small)
         self.closed = True
-        for channel in self._channels:
-            if channel is not None and self._loop is asyncio.get_running_loop():
-                channel.close()
+        if self._loop is asyncio.get_running_loop():
+            tasks = list(self._connecting.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for channel in self._channels:
+                if channel is not None:
+                    channel.close()
         self._channels = []
         # asyncio closes sockets in the next turns of the loop.
         await asyncio.sleep(0)

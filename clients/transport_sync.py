@@ -251,7 +251,7 @@ class SyncTransport:
         if ended:
             raise reply_lost(request.timeout)
         device = job.decode("ascii", "replace").partition("/")[0]
-        raise not_answered(request.timeout, self.who_serves(device))
+        raise not_answered(request.timeout, job, self.who_serves(device))
 
     def who_serves(self, device: str) -> str:
         """Say which executors could answer on a queue."""

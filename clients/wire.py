@@ -36,7 +36,7 @@ class Wire:
     """
 
     def __init__(self, endpoint: Endpoint, name: str, idle: float) -> None:
-        self._connection = endpoint.connect(name)
+        self._connection = endpoint.connect(name, idle)
         self._socket: socket.socket | None = self._connection._sock  # noqa: SLF001  # redis-py hands out no socket
         self._tls = isinstance(self._socket, ssl.SSLSocket)
         self._idle = idle

@@ -50,7 +50,7 @@ class Runner:
     """
 
     def __init__(self, node: keys.NodeKeys, name: str) -> None:
-        self._node = node
+        self.node = node
         self._name = name
         self._staged = 0
 
@@ -156,7 +156,7 @@ class Runner:
             if len(header) + data.nbytes <= INLINE_OUTPUT:
                 values.append((name, b"".join((header, data))))
             else:
-                key = keys.output(None, self._stage_id(), self._node.tag)
+                key = keys.output(None, self._stage_id(), self.node.tag)
                 staged.append((key, header, data, STAGED_MS))
                 outputs.append((b"", b"K", key))
                 values.append((name, key.decode()))

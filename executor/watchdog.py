@@ -10,13 +10,14 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from keyside import __version__
 from keyside.executor.backends import base
 from keyside.executor.install import ensure_library
 from keyside.executor.protocol import GROUP, BadEntry, parse_entry
-from keyside.executor.wire import checked
+from keyside.executor.wire import Wire, checked
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
 
 if TYPE_CHECKING:
@@ -42,24 +43,19 @@ class Watchdog(threading.Thread):
         self._next_beat = 0.0
         self._next_lease = 0.0
         self._next_recovery = 0.0
-        self._clock_offset: float | None = None  # server ms - own monotonic ms
+        self._clock_offsets: deque[float] = deque(maxlen=5)  # server ms - own monotonic ms, of the last heartbeats
         self._peeked: dict[str, list[tuple[int, bytes]]] = {device: [] for device in self._settings.devices}
         self._peeked_to: dict[str, bytes] = {}
         self.last_beat = 0.0
 
     def now_ms(self) -> float:
-        """Return the server's time in ms, as well as it is known; 0 before the first heartbeat."""
-        offset = self._clock_offset
-        return 0.0 if offset is None else time.monotonic() * 1000 + offset
+        """Return the server's time in ms, a little behind and never ahead of it; 0 before the first heartbeat."""
+        offsets = list(self._clock_offsets)
+        return time.monotonic() * 1000 + max(offsets) if offsets else 0.0
 
     def kick(self) -> None:
         """Look for jobs to take over now: the last one taken over has ended."""
         self._next_recovery = 0.0
-        self._kick.set()
-
-    def beat_soon(self) -> None:
-        """Register again now: somebody has emptied the server."""
-        self._next_beat = 0.0
         self._kick.set()
 
     def stop(self) -> None:
@@ -87,21 +83,23 @@ class Watchdog(threading.Thread):
             self._kick.clear()
         self._wire.close()
 
-    def beat(self) -> None:
-        """Show that this executor is alive; makes its streams and groups where they lack.
+    def beat(self, wire: Wire) -> bytes:
+        """Show that this executor is alive; makes its streams and groups where they lack, and returns the node tag.
 
         Raises:
             KeysideError: the server refuses or is gone.
         """
         settings = self._settings
-        before = time.monotonic()
-        reply = self._wire.call(
+        reply = wire.call(
             b"FCALL", b"KS_BEAT", 0, self._worker.consumer, json.dumps(self._describe()),
             max(5 * settings.beat_ms, 2000), *settings.devices,
         )  # fmt: skip
         after = time.monotonic()
-        self._clock_offset = int(reply[0]) - (before + after) * 500
+        # Behind the server's clock by as long as the reply took: what is due here must be due there. Of several
+        # replies one has come quickly; the 1 is for the clocks' drift between them.
+        self._clock_offsets.append(int(reply[0]) - 1 - after * 1000)
         self.last_beat = after
+        return bytes(reply[1])
 
     def _describe(self) -> dict[str, Any]:
         worker = self._worker
@@ -132,10 +130,12 @@ class Watchdog(threading.Thread):
 
     def _tick(self, now: float) -> None:
         worker = self._worker
-        if worker.claiming and (worker.stopping.is_set() or worker.has_room()):
+        if worker.claiming and (worker.stopping.is_set() or worker.moving or worker.has_room()):
             self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_beat:
-            self.beat()
+            tag = self.beat(self._wire)
+            if tag != worker.node.tag:
+                worker.moved(tag)
             self._next_beat = now + self._settings.beat_ms / 1000
         if now >= self._next_lease:
             self._extend(now)
@@ -172,8 +172,13 @@ class Watchdog(threading.Thread):
             while heap and heap[0][0] <= now:
                 due.setdefault(device, []).append(heapq.heappop(heap)[1])
         for device, ids in due.items():
-            self._wire.call(b"FCALL", b"KS_EXPIRE", 0, device, *ids)
-            self._worker.forget(device, set(ids))
+            gone = set(ids)
+            if self._wire.call(b"FCALL", b"KS_EXPIRE", 0, device, *ids) < len(ids):
+                # Some had ended otherwise, or the server's clock was set back: what is still there is looked at again.
+                gone -= set(self._wire.call(b"FCALL", b"KS_EXTEND", 0, device, self._worker.consumer, *ids))
+                self._peeked[device].clear()
+                self._peeked_to.pop(device, None)
+            self._worker.forget(device, gone)
 
     def _peek(self, device: str) -> None:
         """Learn the deadlines of jobs that nobody has claimed yet, when this executor is too busy to claim them."""

@@ -22,7 +22,7 @@ from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, claim, par
 from keyside.executor.runner import Ran, Runner
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
-from keyside.executor.wire import Command, Wire, as_error
+from keyside.executor.wire import Command, Wire
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import BadModel, KeysideError, LibraryMissing, ModelFailed, TryAgain, Unreachable
 
@@ -57,7 +57,8 @@ class Worker:
         self.stopping = threading.Event()
         self.claiming = False
         self.partial = False
-        self.node = keys.NodeKeys()
+        self.node = keys.NodeKeys()  # until the server has said which node it is
+        self._moved_to = b""
         self.metrics = Metrics(
             cache=lambda: self.cache.stats(),  # noqa: PLW0108  # it is made below
             pending=self._pending,
@@ -74,12 +75,14 @@ class Worker:
         )
         self._delivery = Delivery(self.consumer, self.held, self.metrics, self._install, self._gave_up)
         self._runner = Runner(self.node, self.consumer.decode())
-        self._lanes = {
-            device: Lane(self, device, Runner(self.node, f"{self.consumer.decode()}-{device}"))
-            for device in settings.devices
+        runners = {
+            device: Runner(self.node, f"{self.consumer.decode()}-{device}") for device in settings.devices
         }
-        self._streams = {self.node.jobs(device): device for device in settings.devices}
-        self._stream_of = {device: stream for stream, device in self._streams.items()}
+        self._runners = [self._runner, *runners.values()]
+        self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
+        self._streams: dict[bytes, str] = {}
+        self._stream_of: dict[str, bytes] = {}
+        self._belong_to(self.node.tag)
         self._outbox: list[Parcel] = []  # to be sent with the next claim
         self._sent: list[Parcel] = []  # sent by the claim thread, and not answered yet
         self._room = threading.Event()
@@ -104,12 +107,15 @@ class Worker:
                 self._serve()
             except LibraryMissing:
                 self._restore()
-            except Unreachable as error:
+            except KeysideError as error:
+                # The server has gone, or will not have us for now, as when a slot is on the move.
                 self.log.warning("server unreachable", error=str(error))
                 self._reconnect()
         self._drain()
 
     def _serve(self) -> None:
+        if self._moved_to:
+            self._belong_to(self._moved_to)
         streams: list[bytes] = []
         count = 0
         for stream, device in self._streams.items():
@@ -158,8 +164,7 @@ class Worker:
             # FLUSHALL, a deleted stream, a failover: the heartbeat makes streams and groups again.
             self.log.warning("claim refused", error=str(reply))
             if str(reply).startswith(("NOGROUP", "UNBLOCKED")):
-                self._make_groups()
-                self.watchdog.beat_soon()
+                self._register()
                 return
             raise Unreachable(str(reply))
         now = time.monotonic()
@@ -388,7 +393,7 @@ class Worker:
         while True:
             try:
                 self._connect()
-            except Unreachable as error:
+            except (Unreachable, TryAgain) as error:
                 if time.monotonic() > give_up or self.stopping.wait(0.2):
                     raise
                 self.log.warning("waiting for the server", error=str(error))
@@ -398,18 +403,36 @@ class Worker:
     def _connect(self) -> None:
         self.wire.connect()
         self._install(self.wire)
-        self._make_groups()
+        self._register()
 
     def _install(self, wire: Wire) -> None:
         done = ensure_library(wire)
         if done != "present":
             self.log.info("function library", state=done)
 
-    def _make_groups(self) -> None:
-        for stream in self._streams:
-            reply = self.wire.call_many(((b"XGROUP", b"CREATE", stream, GROUP, b"0", b"MKSTREAM"),))[0]
-            if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("BUSYGROUP"):
-                raise as_error(reply)
+    def _register(self) -> None:
+        """Show that this executor is there; that makes its queues, and tells which node the server is."""
+        self._belong_to(self.watchdog.beat(self.wire))
+
+    def _belong_to(self, tag: bytes) -> None:
+        """Serve the queues of a node from now on."""
+        self._moved_to = b""
+        if tag == self.node.tag and self._streams:
+            return
+        self.node = keys.NodeKeys(tag)
+        for runner in self._runners:
+            runner.node = self.node
+        self._streams = {self.node.jobs(device): device for device in self.settings.devices}
+        self._stream_of = {device: stream for stream, device in self._streams.items()}
+
+    def moved(self, tag: bytes) -> None:
+        """Serve the queues of another node tag as soon as the claim under way is over; called by the watchdog."""
+        self._moved_to = tag
+
+    @property
+    def moving(self) -> bool:
+        """Whether the claim under way is for queues of the past."""
+        return bool(self._moved_to)
 
     def _restore(self) -> None:
         try:

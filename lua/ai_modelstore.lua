@@ -116,8 +116,8 @@ end
 local function modelstore_same(key, last, content, settings)
   for version = last, 1, -1 do
     local got = models.get(key, version, 'state', 'backend', 'device', 'tag', 'batchsize', 'minbatchsize',
-      'minbatchtimeout', 'inputs', 'outputs', 'options', 'sha1', 'digest')
-    if got[1] and got[1] ~= 'failed' and (got[11] == content or got[12] == content) then
+      'minbatchtimeout', 'inputs', 'outputs', 'options', 'sha1', 'digest', 'expected')
+    if got[1] and got[1] ~= 'failed' and (got[11] == content or got[12] == content or got[13] == content) then
       local same = true
       for i = 1, 9 do
         same = same and got[i + 1] == settings[i]
@@ -168,7 +168,11 @@ local function AI_MODELSTORE(KEYS, ARGV)
     #spec.inputs > 0 and cjson.encode(spec.inputs) or '[]', #spec.outputs > 0 and cjson.encode(spec.outputs) or '[]', spec.options,
   }
   local version = last > 0 and modelstore_same(key, last, spec.blob and sha1 or spec.digest, settings)
-  if not version then
+  if version and spec.upload then
+    for i = 0, spec.chunks - 1 do
+      redis.call('UNLINK', keys.upload(key, spec.upload, i))
+    end
+  elseif not version then
     local own = node.keys()
     local upload = spec.upload or node.unique()
     local chunks, size = modelstore_keep(key, spec, upload)
@@ -189,7 +193,7 @@ local function AI_MODELSTORE(KEYS, ARGV)
       redis.call('HSET', key, v .. 'expected', spec.digest)
     end
     catalog.update(own, key, version)
-    jobs.add_load(own, key, uid, version, spec.device)
+    redis.call('HSET', key, v .. 'load', jobs.add_load(own, key, uid, version, spec.device))
   end
   if spec.reply then
     return version

@@ -68,6 +68,8 @@ def up(
     With --url, KEYSIDE_URL or REDIS_URL no server is started: the executor serves that one.
     """
     need("keyside up", "local", "structlog", "prometheus_client", "onnxruntime")
+    from keyside.clients.admin import command
+
     named = state.named_url()
     settings = read_settings(named or "unix://", given)
     if maxmemory is not None:
@@ -86,6 +88,8 @@ def up(
                     f"using the server at {redacted(named)}, named by --url, KEYSIDE_URL or REDIS_URL: none is started"
                     + (f" ({', '.join(ignored)}: no effect)" if ignored else "")
                 )
+                with state.connect() as client:
+                    command(client, "PING")  # now: the executor would wait for it
                 _announce(state, keeper.start(named), named, None)
             else:
                 server = _start_server(keeper, data_dir, port, server_bin, maxmemory)

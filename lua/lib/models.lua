@@ -1,4 +1,4 @@
---- @requires guard keys node catalog args
+--- @requires guard keys node catalog args jobs
 -- The model key: docs/protocol.md section 3.
 
 local models = {}
@@ -88,12 +88,16 @@ end
 
 local FIELDS = {
   'state', 'reason', 'backend', 'device', 'tag', 'batchsize', 'minbatchsize', 'minbatchtimeout', 'inputs', 'outputs',
-  'options', 'size', 'chunks', 'upload', 'expected', 'digest', 'sha1', 'signature', 'created', 'ready',
+  'options', 'size', 'chunks', 'upload', 'expected', 'digest', 'sha1', 'signature', 'created', 'ready', 'load',
 }
 models.FIELDS = FIELDS
 
 -- Take one version away; jobs that were queued for it find it for a while in the `gone` hash.
 function models.remove(own, key, uid, version)
+  local before = models.get(key, version, 'state', 'device', 'load')
+  if before[1] == 'loading' and before[3] then
+    jobs.remove(own.jobs .. before[2], before[3])
+  end
   local last_use = not shared(key, version, redis.call('HGET', key, version .. ':digest'))
   if last_use then
     for _, name in ipairs(models.chunks(key, uid, version)) do

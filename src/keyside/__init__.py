@@ -7,17 +7,21 @@
 `Client` blocks, `AsyncClient` is for asyncio; both have the same methods. Errors are in `keyside.errors`.
 """
 
-from keyside.clients._async.client import AsyncClient
-from keyside.clients._async.handle import AsyncHandle
-from keyside.clients._sync.client import Client
-from keyside.clients._sync.handle import Handle
-from keyside.clients.inputs import Key
-from keyside.clients.versions import ModelVersion
-from keyside.tensorstore import errors
-from keyside.tensorstore.commands import ListedModel, ModelStats
-from keyside.tensorstore.errors import KeysideError
-from keyside.tensorstore.plain import TensorMeta
-from keyside.tensorstore.records import ModelInfo, Signature, TensorSpec, VersionInfo
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keyside.clients._async.client import AsyncClient
+    from keyside.clients._async.handle import AsyncHandle
+    from keyside.clients._sync.client import Client
+    from keyside.clients._sync.handle import Handle
+    from keyside.clients.inputs import Key
+    from keyside.clients.versions import ModelVersion
+    from keyside.tensorstore import errors
+    from keyside.tensorstore.commands import ListedModel, ModelStats
+    from keyside.tensorstore.errors import KeysideError
+    from keyside.tensorstore.plain import TensorMeta
+    from keyside.tensorstore.records import ModelInfo, Signature, TensorSpec, VersionInfo
 
 __all__ = [
     "AsyncClient",
@@ -39,3 +43,34 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Imported when first used: the command line, which shows its help in no time, is part of this package too.
+_HOMES = {
+    "AsyncClient": "clients._async.client",
+    "AsyncHandle": "clients._async.handle",
+    "Client": "clients._sync.client",
+    "Handle": "clients._sync.handle",
+    "Key": "clients.inputs",
+    "KeysideError": "tensorstore.errors",
+    "ListedModel": "tensorstore.commands",
+    "ModelInfo": "tensorstore.records",
+    "ModelStats": "tensorstore.commands",
+    "ModelVersion": "clients.versions",
+    "Signature": "tensorstore.records",
+    "TensorMeta": "tensorstore.plain",
+    "TensorSpec": "tensorstore.records",
+    "VersionInfo": "tensorstore.records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("keyside.tensorstore.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"keyside.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

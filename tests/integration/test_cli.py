@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -250,14 +251,14 @@ def test_the_doctor_sees_what_is_set_wrong(keyside: Keyside, executor: Executor,
 
 
 def test_a_user_without_rights(keyside: Keyside, server: Server, db: redis_py.Redis) -> None:
-    db.execute_command("ACL", "SETUSER", "weak", "on", ">pw", "~*", "+ping", "+info", "+client")
+    db.acl_setuser("weak", enabled=True, passwords=["+pw"], keys=["*"], commands=["+ping", "+info", "+client"])
     url = f"redis://weak:pw@127.0.0.1:{server.port}"
     try:
         result = keyside("doctor", "--json", "--url", url, code=1)
         wrong = keyside("doctor", "--json", "--url", url.replace(":pw@", ":no@"), code=1)
         assert "NOPERM" in keyside("model", "ls", "--url", url, code=1).stderr
     finally:
-        db.execute_command("ACL", "DELUSER", "weak")
+        db.acl_deluser("weak")
     assert ":pw@" not in result.output
     found = {check["name"]: check for check in read(result)["checks"]}
     assert found["library"]["status"] == "fail"
@@ -301,6 +302,21 @@ def test_the_executor_command_serves_and_stops(keyside: Keyside, server: Server,
         process.kill()
         process.communicate()
     assert (process.returncode, out) == (0, b"")
+
+
+def test_the_upload_shows_its_progress_on_a_terminal(url: str, executor: Executor, affine: str, here: Path) -> None:
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "keyside.clients.cli.main", "--url", url, "model", "put", "m", affine, "--json"]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, timeout=60)
+        said = os.read(main, 65_536).decode()
+    finally:
+        os.close(main)
+        os.close(terminal)
+    assert done.returncode == 0, said
+    assert json.loads(done.stdout)["target"] == "m@1"
+    size = (here / affine).stat().st_size
+    assert f"{size}/{size} bytes" in said
 
 
 def test_output_that_nobody_reads(keyside: Keyside, url: str, here: Path) -> None:

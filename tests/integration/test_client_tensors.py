@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis as redis_py
+from tests import raw
 from tests.clients import Connect, connector
 from tests.servers import Server
 
@@ -249,7 +250,7 @@ async def test_a_closed_client_says_so(client: Any) -> None:
 
 
 async def test_a_user_of_the_acl(connect: Connect, redis: Server, db_redis: redis_py.Redis) -> None:
-    db_redis.execute_command("ACL", "SETUSER", "ann", "on", ">secret", "~a:*", "+@all")
+    raw.call(db_redis, "ACL", "SETUSER", "ann", "on", ">secret", "~a:*", "+@all")
     try:
         made = connect(redis.url_tcp, username="ann", password="secret")
         await made.set("a:x", 1)
@@ -258,7 +259,7 @@ async def test_a_user_of_the_acl(connect: Connect, redis: Server, db_redis: redi
         with pytest.raises(errors.NoPerm):
             await connect(redis.url_tcp, username="ann", password="wrong").get("a:x")
     finally:
-        db_redis.execute_command("ACL", "DELUSER", "ann")
+        raw.call(db_redis, "ACL", "DELUSER", "ann")
 
 
 async def test_the_name_of_the_client_is_shown(connect: Connect, redis: Server, db_redis: redis_py.Redis) -> None:

@@ -148,8 +148,6 @@ def test_from_nothing_to_a_prediction_and_again_after_a_restart(tmp_path: Path, 
 
 def test_it_tells_how_to_connect(tmp_path: Path) -> None:
     port = free_port()
-    with Up(tmp_path, "--port", str(port), KEYSIDE_JSON="") as up:
-        up.process.send_signal(signal.SIGTERM)
     process = subprocess.Popen(
         [*KEYSIDE, "up", "--port", str(port)],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -226,17 +224,33 @@ def test_two_on_one_directory(tmp_path: Path) -> None:
         assert up.stop() == 0
 
 
-def test_a_server_that_was_named_is_used(tmp_path: Path, server: Server, db: redis_py.Redis) -> None:
-    for env, args in (({"REDIS_URL": server.url_unix}, ()), ({}, ("--url", server.url_tcp, "--port", "1"))):
+def test_a_server_that_was_named_is_used(tmp_path: Path, redis: Server) -> None:
+    for env, args in (({"REDIS_URL": redis.url_unix}, ()), ({}, ("--url", redis.url_tcp, "--port", "1"))):
         with Up(tmp_path, *args, **env) as up:
             facts = up.ready().facts
             assert "server" not in facts
-            assert facts["url"] in (server.url_unix, server.url_tcp)
+            assert facts["url"] in (redis.url_unix, redis.url_tcp)
             assert up.stop() == 0
-        assert db.ping()
+    with redis.client() as db:
+        assert db.ping()  # not ours to stop
     assert "none is started" in up.said()
     assert "(--port: no effect)" in up.said()
     assert not (tmp_path / "keyside-data").exists()
+
+
+def test_a_server_that_was_named_and_does_not_answer(tmp_path: Path) -> None:
+    with Up(tmp_path, "--url", "redis://127.0.0.1:1") as up:
+        assert up.process.wait(20) == 1
+    assert up.said().splitlines()[-1].startswith("UNREACHABLE")
+
+
+def test_a_second_request_to_stop_does_not_wait_for_the_executor(tmp_path: Path) -> None:
+    with Up(tmp_path, "--port", "0") as up:
+        os.kill(up.ready().facts["executor_pid"], signal.SIGSTOP)
+        up.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "stopping" in up.said(), "it begins to stop")
+        assert up.stop(signal.SIGINT) == 0
+    assert "not waiting for the executor" in up.said()
 
 
 def test_stopping_while_it_starts(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from tests.servers import wait_until
 
 from keyside.executor.protocol import GROUP, Finished, Job, complete, parse_entry
 from keyside.executor.wire import Wire
-from keyside.tensorstore import npy
-from keyside.tensorstore.errors import KeysideError
+from keyside.tensorstore import keys, npy
+from keyside.tensorstore.errors import KeysideError, TryAgain
 from keyside.tensorstore.keys import NodeKeys
 from keyside.tensorstore.records import Signature, TensorSpec
 
@@ -26,8 +27,16 @@ TWO = Signature(
 ROW = npy.to_bytes(np.arange(4, dtype=np.float32).reshape(1, 4))
 LARGE = npy.to_bytes(np.zeros((4096, 4), np.float32))  # too large to ride in an entry
 
+SHAPES = (
+    b"x", b"{a}x", b"x{a}", b"{}x", b"a}b{", b"}{", b"}x", b"{", b"}", b"{{a}}", b"{}{a}", b"{a", b"a}", b"x{}{a}",
+    b"{a}{b}", b"a{b", b"{\xff\n}", b"\x00}", b" ", b"{ }", b"ks:{0}:x",
+)  # fmt: skip
+"""Every way in which braces can lie in a key."""
+
 # What Lua, and not somebody who thought of the caller, says of an error.
-LUA_ERROR = re.compile(r"user_function|user_script|attempt to|internal|stack overflow|bad argument|Lua redis lib|\bnil\b")
+LUA_ERROR = re.compile(
+    r"user_function|user_script|attempt to|internal|stack overflow|bad argument|Lua redis lib|\bnil\b"
+)
 
 _numbers = itertools.count(1)
 
@@ -55,15 +64,15 @@ class Hand:
         """Send one command; an error reply is raised as what it stands for."""
         return self.wire.call(*command)
 
-    def fcall(self, name: str, keys: Sequence[Any], *args: Any) -> Any:
+    def fcall(self, name: str, names: Sequence[Any], *args: Any) -> Any:
         """Call a function."""
-        return self.wire.call("FCALL", name, len(keys), *keys, *args)
+        return self.wire.call("FCALL", name, len(names), *names, *args)
 
-    def refused(self, name: str, keys: Sequence[Any], *args: Any) -> KeysideError:
-        """Call a function that must refuse, and change nothing; its error has to be one that was written for callers."""
+    def refused(self, name: str, names: Sequence[Any], *args: Any) -> KeysideError:
+        """Call a function that must refuse and change nothing, with an error that was written for callers."""
         before = self.everything()
         with pytest.raises(KeysideError) as caught:
-            self.fcall(name, keys, *args)
+            self.fcall(name, names, *args)
         assert self.everything() == before
         assert not LUA_ERROR.search(str(caught.value)), caught.value
         return caught.value
@@ -90,9 +99,9 @@ class Hand:
             assert self.publish(key, version, signature) == 1
         return version
 
-    def predict(self, *args: Any, target: Any = "m", value: bytes = ROW, keys: Sequence[Any] = ()) -> Any:
+    def predict(self, *args: Any, target: Any = "m", value: bytes = ROW) -> Any:
         """Submit one value in hand; gives the ticket."""
-        return self.fcall("AI_PREDICT", keys, target, "INPUTS", 1, "VALUE", value, *args)
+        return self.fcall("AI_PREDICT", [], target, "INPUTS", 1, "VALUE", value, *args)
 
     def execute(self, inputs: Sequence[Any], outputs: Sequence[Any], *args: Any, target: Any = "m") -> Any:
         """Submit keys; gives the ticket."""
@@ -112,9 +121,7 @@ class Hand:
         """Register."""
         return self.fcall("KS_BEAT", [], consumer, "{}", ttl, *(devices or ("CPU",)))
 
-    def claim(
-        self, consumer: str = "e1", count: int = 1000, device: str = "CPU", start: str = ">"
-    ) -> list[Job]:
+    def claim(self, consumer: str = "e1", count: int = 1000, device: str = "CPU", start: str = ">") -> list[Job]:
         """Read new jobs; from 0: those that the consumer has."""
         stream = self.node.jobs(device)
         got = self.do("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", stream, start)
@@ -171,3 +178,45 @@ def ok(job: Job, *outputs: tuple[Any, bytes, bytes]) -> Finished:
 def staged(job: Job, key: bytes, name: bytes, value: bytes, ms: int = 60_000) -> Finished:
     """A job that ran well and has one large output."""
     return Finished(job, b"OK", [(key, b"S", name)], [(name, value[:128], value[128:], ms)])
+
+
+def healthy(hand: Hand) -> bool:
+    """Whether Lua still works: a Valkey that one function has broken says of every key that it is not local."""
+    try:
+        hand.fcall("AI_MODELSCAN", [])
+    except TryAgain:
+        return False
+    return True
+
+
+def session(hand: Hand, names: Sequence[bytes], model: Any = "m") -> None:
+    """Call every function as it is meant, on models and keys that are called like this, and on one model more."""
+    hand.store(model)
+    for name in names:
+        key = name + b".x"
+        hand.store(name)
+        for value in (ROW, LARGE):
+            hand.do("SET", key, value)
+            hand.execute([key], [key], target=name)
+            (job,) = hand.claim()
+            assert hand.complete("e1", [staged(job, key, keys.output(key, "e1-1"), LARGE)]) == b"1"
+        hand.fcall("AI_TENSORSET", [name + b".t"], "FLOAT", 1, 4, "VALUES", 1, 2, 3, 4)
+        hand.fcall("AI_TENSORGET", [name + b".t"], "VALUES")
+        hand.fcall("AI_MODELGET", [name])
+        hand.fcall("AI_INFO", [name])
+        hand.fcall("AI_MODELDEL", [name])
+    hand.fcall("AI_MODELSCAN", [])
+    ticket = b"ks:{%b}:t" % hand.node.tag
+    submitted = hand.predict("ID", "c", 1, "TICKET", ticket, target=model)
+    assert hand.fcall("AI_CANCEL", [], ticket, submitted) == 1
+    hand.predict("TIMEOUT", 1, target=model)
+    hand.predict(target=model)
+    job, other = hand.claim()
+    wait_until(lambda: hand.now() > job.deadline, "the deadline passes")
+    assert hand.fcall("KS_EXPIRE", [], "CPU", job.id) == 1
+    assert hand.fcall("KS_EXTEND", [], "CPU", "e1", other.id) == [other.id]
+    assert hand.recover("e2") is not None
+    assert hand.recover("e2", limit=1) is None
+    hand.fcall("KS_LEAVE", [], "e2", "CPU")
+    hand.fcall("KS_VERSION", [])
+    assert hand.length() == 0

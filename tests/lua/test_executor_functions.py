@@ -356,7 +356,9 @@ def test_a_load_for_what_is_another_key_now(hand: Hand) -> None:
         assert hand.fcall("KS_PUBLISH", ["m"], *end) == 0
         after = hand.everything()
         stream = hand.node.jobs("CPU")
-        assert {key: after[key] for key in after if key != stream} == {key: before[key] for key in before if key != stream}
+        assert {key: after[key] for key in after if key != stream} == {
+            key: before[key] for key in before if key != stream
+        }
         assert hand.length() == 0
 
 

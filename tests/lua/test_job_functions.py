@@ -1,4 +1,4 @@
-"""AI_MODELEXECUTE, AI_PREDICT and AI_CANCEL, without an executor: what is accepted, how it is queued, what is refused."""
+"""AI_MODELEXECUTE, AI_PREDICT and AI_CANCEL, without an executor: what is queued and how, and what is refused."""
 
 from typing import Any
 
@@ -132,7 +132,8 @@ def test_inputs_by_name(hand: Hand) -> None:
 def test_a_model_that_still_loads(hand: Hand) -> None:
     hand.store(signature=None)
     hand.fcall("AI_PREDICT", [], "m", "INPUTS", 2, "VALUE", COUNT, "VALUE", PAIR, "NAMES", 2, "b", "a")
-    load, job = hand.claim() if hand.beat() else ()
+    hand.beat()
+    load, job = hand.claim()
     assert load.op == b"load"
     assert (job.inputs, job.names) == ([COUNT, PAIR], [b"b", b"a"]), "bound by the executor, which knows the names"
     error = hand.refused("AI_PREDICT", [], "m", "INPUTS", 1, "VALUE", b"junk")

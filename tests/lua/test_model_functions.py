@@ -44,7 +44,8 @@ def test_a_version_is_stored_and_loading(hand: Hand) -> None:
     assert hand.do("GET", keys.upload_chunk("m", version.upload, 0)) == b"file"
     for target in ("m", "m@1"):
         assert record(hand, target) == {
-            "key": "m", "uid": model.uid, "version": 1, "state": "loading", "device": "CPU", "signature": None, "reason": "",
+            "key": "m", "uid": model.uid, "version": 1, "state": "loading", "device": "CPU", "signature": None,
+            "reason": "",
         }  # fmt: skip
     hand.beat()
     (job,) = hand.claim()
@@ -55,8 +56,9 @@ def test_a_version_is_stored_and_loading(hand: Hand) -> None:
 def test_all_options(hand: Hand) -> None:
     options = '{"threads": 2, "deep": {"list": [1, 2]}}'
     number = hand.fcall(
-        "AI_MODELSTORE", ["m"], "TORCH", "GPU:1", "tag", "v1", "BatchSize", 16, "MINBATCHSIZE", 4, "MINBATCHTIMEOUT", 20,
-        "INPUTS", 2, "a", "b b", "outputs", 1, "c", "OPTIONS", options, "REPLY", "version", "BLOB", b"one", b"two", b"",
+        "AI_MODELSTORE", ["m"], "TORCH", "GPU:1", "tag", "v1", "BatchSize", 16, "MINBATCHSIZE", 4,
+        "MINBATCHTIMEOUT", 20, "INPUTS", 2, "a", "b b", "outputs", 1, "c", "OPTIONS", options,
+        "REPLY", "version", "BLOB", b"one", b"two", b"",
     )  # fmt: skip
     assert number == 1
     version = info(hand).versions[1]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -218,6 +220,25 @@ def test_each_setting_of_an_executor_is_an_option_with_help_and_a_twin() -> None
         if field != "url":
             assert f"--{field.replace('_', '-')}" in shown
             assert f"KEYSIDE_{field.upper()}" in shown
+
+
+def test_what_the_documentation_shows_exists() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs/cli.md").read_text()
+    shown = re.findall(r"^\$ keyside (.+)$", text, re.MULTILINE)
+    named = set()
+    for line in shown:
+        words = shlex.split(line.partition("  #")[0])
+        command: click.Command = cli
+        path = ""
+        while isinstance(command, click.Group):
+            path += " " + words[0]
+            found = command.get_command(click.Context(command), words.pop(0))
+            assert found is not None, line
+            command = found
+        named.add(path.split()[0])
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
+    assert named | {"install", "info", "completion"} == set(cli.list_commands(click.Context(cli)))
 
 
 # --- finding a server program
