@@ -1,207 +1,189 @@
-"""How fast is a prediction on the fraud scenario, next to what Redis and onnxruntime alone allow?
+"""How fast is a prediction on the fraud scenario: next to what Redis and onnxruntime allow, and next to other servers?
 
-Contenders, interleaved in every round: floor (a), a bare relay through Redis lists; Keyside by a raw socket; Keyside by
-`Client.predict`; Keyside by `AsyncClient`, 1,000 in flight; onnxruntime in this process. Every answer is checked after the
-timed part. Prints a Markdown table; `--json FILE` keeps everything.
+All contenders take turns in every round: floor (a), a bare relay through Redis lists; Keyside by a raw socket, by
+`Client.predict` and by `AsyncClient`; onnxruntime in this process; HTTP model servers (peers/), whose client GETs the
+reference from Redis and then POSTs both tensors as raw bytes. First one client, then 32. Every answer is checked after
+the timed part.
 """
 
 import argparse
-import asyncio
-import json
-import platform
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from measure import Figures, closed_loop, cpu_seconds, latencies, ping_us, steal_ticks, summary
-from scenario import REFERENCES, Fraud, session_for
+from contenders import AsyncClient, BlockingClient, Contender, HttpPeer, InProcess, RawSocket, Relay
+from measure import Book, Figures, arguments, percentile, turns
+from peers import PEERS, Absent
+from rig import ROOT, Rig, served, store
+from scenario import Fraud
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from tests.executors import Executor  # noqa: E402  # one way to start servers and executors, shared with the tests
-from tests.servers import Server  # noqa: E402
-
-import keyside  # noqa: E402
-from keyside.executor.wire import Wire  # noqa: E402
-from keyside.tensorstore import npy  # noqa: E402
-from keyside.tensorstore.records import decode_reply  # noqa: E402
+USUAL = ("fastapi", "mosec")
+RATE = "32 clients /s"
 
 
 class Bench:
-    def __init__(self, kind: Any, scale: float) -> None:
+    """The rounds.
+
+    Args:
+        book: for the figures.
+        rig: the server and the executor.
+        scale: share of a full run.
+    """
+
+    def __init__(self, book: Book, rig: Rig, scale: float) -> None:
+        self.book = book
+        self.rig = rig
         self.fraud = Fraud()
-        self.server = Server(kind)
-        self.figures: dict[str, dict[str, Figures]] = {}
-        self.scale = scale
-
-    def count(self, number: int) -> int:
-        return max(50, int(number * self.scale))
-
-    def note(self, contender: str, quantity: str, value: float) -> None:
-        self.figures.setdefault(contender, {}).setdefault(quantity, Figures()).values.append(value)
-
-    # --- requests
-
-    def predict(self, i: int) -> list[list[Any]]:
-        n = i % REFERENCES
-        ticket = f"ks:{{0}}:t:bench:{i}"
-        return [
-            ["FCALL", "AI_PREDICT", 1, Fraud.key(n), "fraud", "INPUTS", 2, "VALUE", self.fraud.transactions[n],
-             "KEY", Fraud.key(n), "TICKET", ticket],
-            ["BLPOP", ticket, 10],
-        ]  # fmt: skip
-
-    def relay(self, i: int) -> list[list[Any]]:
-        transaction, reference = self.fraud.arrays(i % REFERENCES)
-        ticket = b"%08d" % i
-        return [
-            ["LPUSH", "relay:in", ticket + transaction.tobytes() + reference.tobytes()],
-            ["BLPOP", b"relay:" + ticket, 10],
+        self.requests = max(100, int(2000 * scale))
+        self.seconds = max(0.2, 4.0 * scale)
+        self.relay = subprocess.Popen([sys.executable, str(ROOT / "benchmarks/relay.py"), rig.url])
+        for i, reference in enumerate(self.fraud.references):
+            rig.db.set(Fraud.key(i), reference)
+        store(rig.db, "fraud", self.fraud.model)
+        while not rig.db.exists("relay:ready"):
+            assert self.relay.poll() is None, "the relay has ended"
+            time.sleep(0.01)
+        url, fraud = rig.url, self.fraud
+        self.contenders: list[Contender] = [
+            Relay(url, fraud, self.relay.pid),
+            RawSocket(url, fraud, rig.executor.pid),
+            BlockingClient(url, fraud),
+            AsyncClient(url, fraud, rig.executor.pid),
+            InProcess(url, fraud),
         ]
 
-    def check(self, contender: str, answers: list[tuple[int, Any]], decode: Any) -> None:
-        for i, answer in answers:
-            got = decode(answer)
-            want = self.fraud.expected[i % REFERENCES]
-            assert np.allclose(got, want, rtol=1e-5, atol=1e-6), f"{contender}: request {i}: {got} is not {want}"
-
-    @staticmethod
-    def of_reply(answer: Any) -> Any:
-        return npy.decode(decode_reply(answer[1]).outputs["probabilities"])
-
-    @staticmethod
-    def of_relay(answer: Any) -> Any:
-        return np.frombuffer(answer[1], np.float32)
-
-    # --- a round
+    def invite(self, keys: list[str], *, install: bool) -> None:
+        """Start peers, and say which are absent, and why."""
+        for key in keys:
+            peer = PEERS[key]()
+            try:
+                if not install and not peer.installed:
+                    raise Absent("not installed: `make bench-full`, or --peers, does that")
+                peer.make_venv()
+                contender = HttpPeer(self.rig.url, self.fraud, peer)
+                contender.arrive()
+                self.contenders.append(contender)
+                self.book.remark(f"{peer.name}: {peer.version}; {peer.settings}")
+                time.sleep(1.0)  # what it does after its start is over
+                before = peer.cpu_seconds()
+                time.sleep(1.0)
+                self.book.note(peer.name, "idle cores", peer.cpu_seconds() - before)
+                contender.leave()
+            except Absent as error:
+                peer.stop()
+                self.book.remark(f"{peer.name}: absent: {error}")
 
     def round(self, number: int) -> None:
-        url = self.server.url_unix
-        stolen, all_ticks = steal_ticks()
-        self.note("machine", "PING us", ping_us(url))
-        wire = Wire(url, name="one")
-        wire.connect()
-        raw = {"floor (a) relay": (self.relay, self.of_relay, self.relay_process.pid), "raw socket": (self.predict, self.of_reply, self.executor.pid)}
-        order = list(raw.items())
-        if number % 2:
-            order.reverse()
-        for name, (request, decode, _) in order:
-            latencies(lambda i, request=request: wire.call_many(request(i))[-1], 100, 9_000_000)
-            seconds, answers = latencies(lambda i, request=request: wire.call_many(request(i))[-1], self.count(2000))
-            self.check(name, list(enumerate(answers)), decode)
-            self.note(name, "p50 us", statistics.median(seconds) * 1e6)
-            self.note(name, "p99 us", statistics.quantiles(seconds, n=100)[98] * 1e6)
-        wire.close()
-        self.client_round()
-        for name, (request, decode, pid) in order:
-            server, other = cpu_seconds(self.server.pid), cpu_seconds(pid)
-            rate, seconds, answers = closed_loop(url, request, 32, self.count(10_000))
-            self.check(name, answers, decode)
-            self.note(name, "32 clients /s", rate)
-            self.note(name, "32 clients p99 ms", statistics.quantiles(seconds, n=100)[98] * 1e3)
-            self.note(name, "server CPU us", (cpu_seconds(self.server.pid) - server) / len(answers) * 1e6)
-            self.note(name, "executor CPU us", (cpu_seconds(pid) - other) / len(answers) * 1e6)
-        asyncio.run(self.async_round())
-        self.in_process_round()
-        stolen_now, all_now = steal_ticks()
-        self.note("machine", "steal %", 100 * (stolen_now - stolen) / max(1, all_now - all_ticks))
+        """Let every contender run once."""
+        for contender in turns(self.contenders, number):
+            try:
+                contender.arrive()
+                self.one_by_one(contender)
+                self.together(contender)
+                contender.leave()
+            except (Absent, AssertionError, OSError) as error:
+                if not isinstance(contender, HttpPeer):
+                    raise
+                contender.end()
+                self.contenders.remove(contender)
+                self.book.figures.pop(contender.name, None)
+                self.book.remark(f"{contender.name}: absent: it failed in round {number + 1}: {error}")
 
-    def client_round(self) -> None:
-        with keyside.Client(self.server.url_unix) as client:
+    def one_by_one(self, contender: Contender) -> None:
+        """One client."""
+        book, name = self.book, contender.name
+        with book.probed(name, self.rig.url):
+            found = contender.one_by_one(self.requests)
+        if found is not None:
+            contender.check(found[1])
+            book.note_latencies(name, found[0])
 
-            def one(i: int) -> Any:
-                n = i % REFERENCES
-                return client.predict("fraud", [self.fraud.arrays(n)[0], keyside.Key(Fraud.key(n))])
+    def together(self, contender: Contender) -> None:
+        """Many requests in flight."""
+        book, name = self.book, contender.name
+        contender.together(self.seconds / 8)
+        redis, server, client = self.rig.redis_cpu(), contender.cpu_seconds(), time.process_time()
+        load = contender.together(self.seconds)
+        if load is None:
+            return
+        client = time.process_time() - client
+        server = contender.cpu_seconds() - server
+        redis = self.rig.redis_cpu() - redis
+        contender.check(load.answers)
+        count = len(load.answers)
+        book.note(name, RATE, load.rate)
+        book.note(name, "32 clients p50 ms", percentile(load.seconds, 50) * 1e3)
+        book.note(name, "32 clients p99 ms", percentile(load.seconds, 99) * 1e3)
+        book.note(name, "Redis CPU us", redis / count * 1e6)
+        book.note(name, "server CPU us", server / count * 1e6)
+        book.note(name, "client CPU us", client / count * 1e6)
+        if isinstance(contender, HttpPeer):
+            book.note(name, "memory MB", contender.peer.rss_mb())
 
-            latencies(one, 100)
-            seconds, answers = latencies(one, self.count(2000))
-        self.check("Client.predict", list(enumerate(answers)), lambda answer: answer)
-        self.note("Client.predict", "p50 us", statistics.median(seconds) * 1e6)
-        self.note("Client.predict", "p99 us", statistics.quantiles(seconds, n=100)[98] * 1e6)
+    def end(self) -> None:
+        """Stop what was started."""
+        for contender in self.contenders:
+            if isinstance(contender, HttpPeer):
+                contender.end()
+        self.relay.terminate()
+        self.relay.wait(10)
 
-    async def async_round(self) -> None:
-        count, flying = self.count(10_000), 1000
-        answers: list[tuple[int, Any]] = []
-        async with keyside.AsyncClient(self.server.url_unix) as client:
-            numbers = iter(range(count))
+    def judge(self) -> None:
+        """Set the ratios beside their targets."""
+        book = self.book
+        raw, client, flying = RawSocket.name, BlockingClient.name, AsyncClient.name
+        book.over("fraud.raw_p50", raw, Relay.name, "p50 us")
+        book.over("fraud.client_p50", client, Relay.name, "p50 us")
+        peers = [contender.name for contender in self.contenders if isinstance(contender, HttpPeer)]
+        if not peers:
+            return
+        quickest = min(peers, key=lambda name: book.of(name, "p50 us").median)
+        most = max(peers, key=lambda name: book.of(name, RATE).median)
+        book.over("fraud.client_p50_peer", client, quickest, "p50 us")
+        book.over("fraud.rate_peer", raw, most, RATE)
+        book.over("fraud.async_peer", flying, most, RATE)
+        book.remark(f"The best HTTP peer by p50 is {quickest}, by throughput {most}.")
+        fastapi = PEERS["fastapi"].name
+        if fastapi in peers:
+            cost = book.of(raw, "Redis CPU us").plus(book.of(raw, "server CPU us"))
+            book.judge("fraud.cpu_fastapi", cost.ratio(book.of(fastapi, "server CPU us")))
 
-            async def worker() -> None:
-                for i in numbers:
-                    n = i % REFERENCES
-                    answers.append((i, await client.predict("fraud", [self.fraud.arrays(n)[0], keyside.Key(Fraud.key(n))])))
 
-            began = time.perf_counter()
-            await asyncio.gather(*(worker() for _ in range(flying)))
-            self.note("AsyncClient, 1000 in flight", "32 clients /s", count / (time.perf_counter() - began))
-        self.check("AsyncClient", answers, lambda answer: answer)
-
-    def in_process_round(self) -> None:
-        session = session_for(self.fraud.model)
-
-        def one(i: int) -> Any:
-            transaction, reference = self.fraud.arrays(i % REFERENCES)
-            return session.run(None, {"transaction": transaction, "reference": reference})[0]
-
-        seconds, _ = latencies(one, self.count(2000))
-        self.note("onnxruntime in process", "p50 us", statistics.median(seconds) * 1e6)
-
-    # --- all rounds
-
-    def run(self, rounds: int) -> None:
-        with self.server, self.server.client() as db:
-            self.server.load_library()
-            for i, reference in enumerate(self.fraud.references):
-                db.set(Fraud.key(i), reference)
-            self.relay_process = subprocess.Popen([sys.executable, str(ROOT / "benchmarks/relay.py"), self.server.url_unix])
-            with Executor(self.server) as self.executor:
-                db.fcall("AI_MODELSTORE", 1, "fraud", "ONNX", "CPU", "BLOB", self.fraud.model)
-                while db.hget("fraud", "1:state") != b"ready" or not db.exists("relay:ready"):
-                    time.sleep(0.01)
-                for number in range(rounds):
-                    self.round(number)
-                    print(f"round {number + 1} of {rounds}", file=sys.stderr)
-                db.lpush("relay:in", b"stop")
-                self.relay_process.wait(10)
-
-    def table(self) -> str:
-        quantities = ["p50 us", "p99 us", "32 clients /s", "32 clients p99 ms", "server CPU us", "executor CPU us"]
-        rows = [["contender", *quantities]]
-        for contender, found in self.figures.items():
-            if contender != "machine":
-                rows.append([contender, *(found[q].text(".1f" if "ms" in q else ".0f") if q in found else "" for q in quantities)])
-        floor = self.figures["floor (a) relay"]
-        lines = [summary(rows), ""]
-        for contender in ("raw socket", "Client.predict"):
-            ratio = self.figures[contender]["p50 us"].ratio(floor["p50 us"])
-            lines.append(f"- {contender}: p50 over floor (a): {ratio.text('.2f')}")
-        rate = self.figures["raw socket"]["32 clients /s"].ratio(floor["32 clients /s"])
-        lines.append(f"- raw socket, 32 clients: throughput over floor (a): {rate.text('.2f')}")
-        machine = self.figures["machine"]
-        lines.append(f"- machine: PING p50 {machine['PING us'].text()} us, steal {machine['steal %'].text('.1f')} %")
-        return "\n".join(lines)
+def chosen(text: str | None) -> list[str]:
+    """Read --peers."""
+    if text is None:
+        return list(USUAL)
+    keys = list(PEERS) if text == "all" else [key for key in text.split(",") if key not in ("", "none")]
+    for key in keys:
+        if key not in PEERS:
+            raise argparse.ArgumentTypeError(f"no peer {key!r}; there are {', '.join(PEERS)}")
+    return keys
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=0.5, help="share of the requests of a full run")
-    parser.add_argument("--server", choices=["redis", "valkey"], default="redis")
-    parser.add_argument("--json", type=Path)
+    parser = arguments(__doc__)
+    parser.add_argument(
+        "--peers", metavar="NAMES", help=f"of {','.join(PEERS)}; or all, or none; installed on first use. Without this "
+        f"option: those of {','.join(USUAL)} that are installed",
+    )  # fmt: skip
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory():
-        bench = Bench(options.server, options.scale)
-        bench.run(options.rounds)
-    print(f"{options.server}, {options.rounds} rounds, scale {options.scale}; median [least-most] of rounds\n")
-    print(bench.table())
-    if options.json:
-        values = {c: {q: f.values for q, f in found.items()} for c, found in bench.figures.items()}
-        about = {"python": platform.python_version(), "machine": platform.machine(), "command": sys.argv}
-        options.json.write_text(json.dumps({"about": about, "figures": values}, indent=1))
+    keys = chosen(options.peers)
+    book = Book("Fraud scenario", options)
+    with served(options.server) as rig:
+        bench = Bench(book, rig, options.scale)
+        try:
+            bench.invite(keys, install=options.peers is not None)
+            for number in range(options.rounds):
+                bench.round(number)
+                print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+            bench.judge()
+        finally:
+            bench.end()
+    for name in (RawSocket.name, AsyncClient.name):
+        ratio: Figures = book.of(name, RATE).ratio(book.of(Relay.name, RATE))
+        book.remark(f"{name}: throughput over floor (a): {ratio.text()}")
+    book.end()
 
 
 if __name__ == "__main__":

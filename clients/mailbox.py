@@ -64,6 +64,7 @@ class AsyncPending:
         """Take note that the server has accepted it."""
         self.job = job
         self.sent = True
+        self.request.before = []  # they are on the server
         if self._accepted is not None and not self._accepted.done():
             self._accepted.set_result(None)
 

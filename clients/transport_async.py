@@ -86,8 +86,7 @@ class AsyncTransport:
     async def _made(self, index: int) -> Channel:
         """Return a connection that is made once for all who want it.
 
-        In a task of its own, since a handshake that is cancelled halfway is of no use to the others; and redis-py can
-        lose the cancellation.
+        In a task of its own, since a handshake that is cancelled halfway is of no use to the others.
         """
         task = self._connecting.get(index)
         if task is None:
@@ -118,7 +117,14 @@ class AsyncTransport:
         Raises:
             KeysideError: the server cannot be reached, or refuses this user.
         """
-        channel = await Channel.connect(self.endpoint, name, idle, self.idle)
+        made = Channel.connect(self.endpoint, name, idle, self.idle)
+        # In a task of its own: redis-py can lose a cancellation on its way.
+        task = asyncio.get_running_loop().create_task(made)
+        try:
+            channel = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_close_unused)
+            raise
         if self.closed:
             channel.close()
             raise Unreachable("this client is closed")
@@ -287,3 +293,9 @@ class AsyncTransport:
         finally:
             for pending in flights.values():
                 mailbox.leave(pending)
+
+
+def _close_unused(task: "asyncio.Task[Channel]") -> None:
+    """Close a connection that nobody has waited for."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

@@ -33,7 +33,7 @@ __all__ = ["SyncPending", "SyncTransport"]
 
 T = TypeVar("T")
 _IDLE_MAX = 32
-_REFUSAL_S = 1.0
+_REFUSAL_S = 0.1
 
 
 class SyncPending:
@@ -49,6 +49,7 @@ class SyncPending:
 
     def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float) -> None:
         self.request = request
+        request.before = []  # they are on the server
         self.ticket = ticket
         self.job = job
         self.ends = ends
@@ -132,8 +133,15 @@ class SyncTransport:
     def close(self) -> None:
         """Close the connections."""
         self._closed = True
-        while self._free:
-            self._free.pop().close()
+        self._close_free()
+
+    def _close_free(self) -> None:
+        """Close the connections that are not in use: where one broke, the others most likely have."""
+        while True:
+            try:
+                self._free.pop().close()
+            except IndexError:
+                return
 
     # --- commands
 
@@ -167,6 +175,7 @@ class SyncTransport:
         except Unreachable:
             if not reached or self._closed or not all(command.repeatable for command in batch):
                 raise
+            self._close_free()
         with self._wire() as wire:
             return _exchange(wire, batch)
 
@@ -197,6 +206,7 @@ class SyncTransport:
                 again = time.monotonic() + (wait := pause())
                 if not reached or self._closed or again >= ends or not may_retry(error):
                     raise
+            self._close_free()
             time.sleep(wait)
 
     def _run_once(self, request: Request, ticket: bytes, seconds: float) -> bytes:

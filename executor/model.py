@@ -31,9 +31,10 @@ class Model:
         self, key: str, uid: str, info: VersionInfo, loaded: LoadedModel, *, max_batch: int, min_wait_ms: int
     ) -> None:
         self.id = f"{uid}-{info.version}".encode()
-        self.key = key
+        # For people, logs and replies: what is not UTF-8 in a name is replaced.
+        self.key = key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         self.version = info.version
-        self.title = f"{key}@{info.version}"
+        self.title = f"{self.key}@{info.version}"
         self.loaded = loaded
         self.digest = ""
         self.signature: Signature = loaded.signature

@@ -3,6 +3,7 @@
 Entries are read with distrust: another client may write anything into a stream.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,6 +127,8 @@ def _read(key: bytes, value: Any) -> Any:
         raise InputLost(f"input key {key.decode(errors='replace')!r} no longer holds a tensor: {error.text}") from None
 
 
+_MODEL_ID = re.compile(rb"[A-Za-z0-9]{1,64}-[1-9][0-9]{0,15}")
+_MOST = 2**53 - 1
 _TYPES = (int, bytes, bytes, bytes, int, int, bytes, bytes, list, list, list, int)
 
 
@@ -144,6 +147,7 @@ def parse_entry(device: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
         for value, kind in zip(header, _TYPES, strict=False):
             if type(value) is not kind:
                 raise BadEntry(f"h has a {type(value).__name__} where a {kind.__name__} belongs")
+        _check_header(header)
         inputs: list[Any] = []
         inline = 3
         for mode in header[8]:
@@ -162,6 +166,20 @@ def parse_entry(device: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
     except (ValueError, TypeError, IndexError, msgpack.UnpackException, RecursionError) as error:
         raise BadEntry(f"unreadable: {error}") from None
     return Job(device, entry_id, header, inputs)
+
+
+def _check_header(header: Sequence[Any]) -> None:
+    form, op, model, _, version, deadline, *_, counted = header[: len(_TYPES)]
+    if form != 1:
+        raise BadEntry(f"its format is {form}, not 1")
+    if op not in (b"run", b"load"):
+        raise BadEntry("its operation is neither run nor load")
+    if not _MODEL_ID.fullmatch(model) or not 0 < version <= _MOST:
+        raise BadEntry("it names no version of a model")
+    if not 0 <= deadline <= _MOST or not 0 <= counted <= _MOST:
+        raise BadEntry("a number is out of range")
+    if op == b"run" and not (deadline and header[8]):
+        raise BadEntry("a run without inputs or without a deadline")
 
 
 class Finished:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keyside.executor.backends.base import Array
+from keyside.executor.backends.base import Array, one_line
 from keyside.executor.model import Model
 from keyside.executor.protocol import INLINE_OUTPUT, Finished, Job
 from keyside.tensorstore import keys, npy
@@ -65,10 +65,16 @@ class Runner:
         rows = sum(job.rows for job in jobs)
         try:
             results = self._run(model, jobs, rows)
-        except KeysideError as error:
+        except Exception as error:  # noqa: BLE001  # memory may be short, too: it fails this job, not the executor
             if len(jobs) > 1:
                 return self._one_by_one(model, jobs)
-            return Ran(model, [Finished.failed(jobs[0], error)], 0, time.perf_counter() - started, queued)
+            return Ran(
+                model,
+                [Finished.failed(jobs[0], _as_run_failed(model, error))],
+                0,
+                time.perf_counter() - started,
+                queued,
+            )
         seconds = time.perf_counter() - started
         model.timed(seconds)
         return Ran(model, self._split(model, jobs, results), rows, seconds, queued)
@@ -87,9 +93,9 @@ class Runner:
         if rows == 0 and jobs[0].group is not None:
             return self._run_empty(model, jobs[0].arrays)
         if len(jobs) == 1:
-            return self._call(model, jobs[0].arrays)
+            return model.run(jobs[0].arrays)
         stacked = [np.concatenate(parts) for parts in zip(*(job.arrays for job in jobs), strict=True)]
-        results = self._call(model, stacked)
+        results = model.run(stacked)
         for result in results:
             if not result.ndim or result.shape[0] != rows:
                 raise RunFailed(
@@ -99,18 +105,8 @@ class Runner:
 
     def _run_empty(self, model: Model, arrays: Sequence[Array]) -> list[Array]:
         """No rows give no rows; what the outputs look like is learnt from one row of zeros."""
-        results = self._call(model, [np.zeros((1, *array.shape[1:]), array.dtype) for array in arrays])
+        results = model.run([np.zeros((1, *array.shape[1:]), array.dtype) for array in arrays])
         return [result[:0] if result.ndim else result for result in results]
-
-    @staticmethod
-    def _call(model: Model, arrays: Sequence[Array]) -> list[Array]:
-        try:
-            results = model.run(arrays)
-        except KeysideError:
-            raise
-        except Exception as error:  # a plug-in's backend may raise anything; the executor goes on
-            raise RunFailed(f"model {model.title!r}: {type(error).__name__}: {error}"[:500]) from error
-        return results
 
     def _split(self, model: Model, jobs: Sequence[Job], results: list[Array]) -> list[Finished]:
         if len(jobs) == 1:
@@ -128,8 +124,8 @@ class Runner:
             if job.outputs:
                 return self._to_keys(job, results)
             return self._to_reply(model, job, results)
-        except KeysideError as error:  # a result that cannot be a tensor
-            return Finished.failed(job, RunFailed(f"model {model.title!r}: {error}"))
+        except Exception as error:  # noqa: BLE001  # a result that cannot be a tensor, or too many or too few
+            return Finished.failed(job, RunFailed(f"model {model.title!r}: {one_line(error)}"))
 
     def _to_keys(self, job: Job, results: list[Array]) -> Finished:
         if len(results) != len(job.outputs):
@@ -165,3 +161,10 @@ class Runner:
     def _stage_id(self) -> str:
         self._staged += 1
         return f"{self._name}-{self._staged:x}"
+
+
+def _as_run_failed(model: Model, error: Exception) -> KeysideError:
+    # A plug-in's backend may raise anything.
+    if isinstance(error, KeysideError):
+        return error
+    return RunFailed(f"model {model.title!r}: {type(error).__name__}: {one_line(error)}")

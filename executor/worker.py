@@ -75,9 +75,7 @@ class Worker:
         )
         self._delivery = Delivery(self.consumer, self.held, self.metrics, self._install, self._gave_up)
         self._runner = Runner(self.node, self.consumer.decode())
-        runners = {
-            device: Runner(self.node, f"{self.consumer.decode()}-{device}") for device in settings.devices
-        }
+        runners = {device: Runner(self.node, f"{self.consumer.decode()}-{device}") for device in settings.devices}
         self._runners = [self._runner, *runners.values()]
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
         self._streams: dict[bytes, str] = {}
@@ -230,7 +228,10 @@ class Worker:
 
     def why_dead(self) -> str:
         """Return why the process should be restarted, or an empty text."""
-        return "" if self.watchdog.is_alive() or not self.watchdog.ident else "the watchdog thread has ended"
+        for thread in (self.watchdog, *self._lanes.values()):
+            if thread.ident and not thread.is_alive():
+                return f"the thread {thread.name} has ended"
+        return ""
 
     def why_unready(self) -> str:
         """Return why it does not serve now, or an empty text."""

@@ -12,7 +12,7 @@ local function modelexecute_inputs(KEYS, argv, i)
     raise('BADARG', 'INPUTS needs a positive number of keys, then the keys')
   end
   i = i + 1
-  local inputs = {}
+  local inputs, owns = {}, false
   for n = 1, count do
     local word = string.upper(argv[i] or '')
     local mode = 'KEY'
@@ -26,9 +26,10 @@ local function modelexecute_inputs(KEYS, argv, i)
     end
     submit.declared(KEYS, key)
     inputs[n] = { mode = mode, data = key }
+    owns = owns or mode == 'OWN'
     i = i + 1
   end
-  return inputs, i
+  return inputs, i, owns
 end
 
 local function modelexecute_parsed(KEYS, ARGV)
@@ -37,7 +38,7 @@ local function modelexecute_parsed(KEYS, ARGV)
   end
   local request = { target = ARGV[1] }
   local i
-  request.inputs, i = modelexecute_inputs(KEYS, ARGV, 3)
+  request.inputs, i, request.owns = modelexecute_inputs(KEYS, ARGV, 3)
   if string.upper(ARGV[i] or '') ~= 'OUTPUTS' then
     raise('BADARG', "OUTPUTS not specified after the input keys" .. (ARGV[i] and ": got '" .. args.printable(ARGV[i]) .. "'" or ''))
   end

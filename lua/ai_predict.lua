@@ -23,6 +23,7 @@ local function predict_parsed(KEYS, ARGV)
       submit.declared(KEYS, data)
     end
     request.inputs[n] = { mode = mode, data = data }
+    request.owns = request.owns or mode == 'OWN'
     i = i + 2
   end
   if string.upper(ARGV[i] or '') == 'NAMES' then

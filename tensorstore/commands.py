@@ -62,6 +62,9 @@ def ai_tensorset(key: Name, dtype: str, shape: Sequence[int], values: Sequence[o
     """Write a small tensor from numbers or strings in decimal.
 
     Args:
+        key: the tensor.
+        dtype: name in the dtype table.
+        shape: its dims.
         values: the elements in C order, or none for zeros.
     """
     dims = [int(dim) for dim in shape]
@@ -130,9 +133,17 @@ def ai_modelstore(
     """Add a version to a model; the result is its number.
 
     Args:
+        name: of the model.
+        backend: such as ONNX.
+        device: name of the queue.
         upload: id, chunks, size in bytes and SHA-256 of a blob that was SET in chunks.
         blob: or the blob itself, at most 8 MiB.
-        minbatchtimeout: milliseconds.
+        tag: any text.
+        batchsize: rows run together at most; 0: not set.
+        minbatchsize: rows that a batch waits for; 0: not set.
+        minbatchtimeout: milliseconds that it waits; 0: not set.
+        inputs: names, for models that have none.
+        outputs: likewise.
         options: a JSON object.
     """
     args: list[Any] = [backend, device]
@@ -259,6 +270,9 @@ def ai_predict(
     """Run a model on values, tensor keys or both; the result is as of `ai_modelexecute`.
 
     Args:
+        target: what to run.
+        inputs: values and keys.
+        submit: how.
         names: of the inputs; without them they go by position.
         outputs: keys for the results; without them the results are in the reply.
     """

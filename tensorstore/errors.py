@@ -16,7 +16,6 @@ On the wire an error is ``CODE text``; ``str(error)`` is the same, so that an er
 """
 
 # The names are the words of the protocol and say what is wrong; a suffix would add nothing.
-# ruff: noqa: N818
 
 import re
 from typing import ClassVar

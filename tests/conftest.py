@@ -9,7 +9,7 @@ import pytest
 import redis as redis_py
 from hypothesis import HealthCheck, settings
 from tests.executors import Executor
-from tests.servers import Server, wait_until
+from tests.servers import Kind, Server, wait_until
 
 # A test must never touch a server of the user's.
 for _name in ("KEYSIDE_URL", "REDIS_URL"):
@@ -23,7 +23,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 _started: dict[str, Server] = {}
 
 
-def _session_server(kind: Any) -> Iterator[Server]:
+def _session_server(kind: Kind) -> Iterator[Server]:
     with Server(kind) as server:
         _started[kind] = server
         yield server
@@ -43,9 +43,16 @@ def valkey() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session", params=["redis", "valkey"])
-def server(request: pytest.FixtureRequest) -> Server:
-    """Each of both in turn."""
-    found = request.getfixturevalue(request.param)
+def server_kind(request: pytest.FixtureRequest) -> Kind:
+    """Each kind of server in turn."""
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, server_kind: Kind) -> Server:
+    """Each of both in turn; the one with an executor, if the test uses that."""
+    found = request.getfixturevalue("served" if "served" in request.fixturenames else server_kind)
     assert isinstance(found, Server)
     return found
 
@@ -92,15 +99,24 @@ def lasting() -> set[int]:
 
 
 @pytest.fixture(scope="session")
-def _session_executor(server: Server) -> Iterator[Executor]:
-    with Executor(server) as executor:
+def _session_executor(server_kind: Kind) -> Iterator[Executor]:
+    # A server of its own: tests of the functions alone must not find somebody who takes their jobs.
+    with Server(server_kind) as server, Executor(server) as executor:
+        _started[f"{server_kind} with an executor"] = server
         _lasting.add(executor.pid)
         yield executor
         _lasting.discard(executor.pid)
+        del _started[f"{server_kind} with an executor"]
+
+
+@pytest.fixture(scope="session")
+def served(_session_executor: Executor) -> Server:
+    """The server that has the lasting executor."""
+    return _session_executor.server
 
 
 @pytest.fixture
-def executor(_session_executor: Executor, db: redis_py.Redis) -> Executor:
+def executor(_session_executor: Executor, served: Server, db: redis_py.Redis) -> Executor:
     """An executor of the server, which is empty but for what the two of them keep there."""
     # Emptying the server under it is part of what it must bear; then it registers again.
     wait_until(_session_executor.registered, "the executor registers again")

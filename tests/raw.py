@@ -1,4 +1,4 @@
-"""The wire protocol by hand (docs/protocol.md): FCALL submits, BLPOP waits on the ticket, the reply is read as it comes.
+"""The wire protocol by hand (docs/protocol.md): FCALL submits, BLPOP waits on the ticket, the reply is read as it is.
 
 For tests of what the server and the executors do, without the Python client in between.
 """
@@ -56,21 +56,28 @@ class Reply(NamedTuple):
 # --- commands
 
 
-def modelstore(name: str, blob: bytes, *options: Any, backend: str = "ONNX", device: str = "CPU") -> Command:
+def modelstore(name: str | bytes, blob: bytes, *options: Any, backend: str = "ONNX", device: str = "CPU") -> Command:
     """The command that stores a version; its reply is the number of that."""
     return ("FCALL", "AI_MODELSTORE", 1, name, backend, device, *options, "REPLY", "VERSION", "BLOB", blob)
 
 
-def predict(target: str, *inputs: Array | tuple[str, str] | bytes, options: Sequence[Any] = ()) -> Command:
+def predict(
+    target: str | bytes,
+    *inputs: Array | tuple[str, str | bytes] | bytes,
+    outputs: Sequence[str | bytes] = (),
+    options: Sequence[Any] = (),
+) -> Command:
     """The command that runs a model; an input is an array, an npy file, or a pair such as ("REF", "x")."""
     specs: list[Any] = []
-    keys: list[str] = []
+    keys = list(outputs)
     for one in inputs:
         if isinstance(one, tuple):
             specs += one
             keys.append(one[1])
         else:
             specs += ("VALUE", one if isinstance(one, bytes) else npy.to_bytes(one))
+    if outputs:
+        options = ("OUTPUTS", len(outputs), *outputs, *options)
     return ("FCALL", "AI_PREDICT", len(keys), *keys, target, "INPUTS", len(inputs), *specs, *options)
 
 
@@ -144,7 +151,7 @@ def refused(code: str, db: Any, *command: Any) -> KeysideError:
 # --- tensors and models
 
 
-def put(db: Any, key: str, array: Array, **options: Any) -> None:
+def put(db: Any, key: str | bytes, array: Array, **options: Any) -> None:
     """SET a tensor."""
     db.set(key, npy.to_bytes(array), **options)
 
@@ -156,19 +163,19 @@ def get(db: Any, key: str | bytes) -> Array:
     return npy.decode(value)
 
 
-def state(db: Any, name: str, version: int = 1) -> str:
+def state(db: Any, name: str | bytes, version: int = 1) -> str:
     """State of a version."""
     return (db.hget(name, f"{version}:state") or b"").decode()
 
 
-def add(db: Any, name: str, blob: bytes, *options: Any, **where: str) -> int:
+def add(db: Any, name: str | bytes, blob: bytes, *options: Any, **where: str) -> int:
     """Store a version and wait until an executor has loaded it, or failed to."""
     version: int = call(db, *modelstore(name, blob, *options, **where))
-    wait_until(lambda: state(db, name, version) != "loading", f"{name}@{version} is loaded")
+    wait_until(lambda: state(db, name, version) != "loading", f"{name!r} version {version} is loaded")
     return version
 
 
-def store(db: Any, name: str, blob: bytes, *options: Any, **where: str) -> int:
+def store(db: Any, name: str | bytes, blob: bytes, *options: Any, **where: str) -> int:
     """Store a version and wait until it serves."""
     version = add(db, name, blob, *options, **where)
     assert state(db, name, version) == "ready", db.hget(name, f"{version}:reason")

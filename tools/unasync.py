@@ -40,7 +40,7 @@ NAMES = {
     "asyncio": "time",
     "transport_async": "transport_sync",
 }
-WORDS = {"asyncio client: the source of both": "blocking client", "an asyncio": "a blocking"}
+WORDS = {"asyncio client: the source of both": "blocking client", "an asyncio": "a blocking", "an Async": "a Async"}
 CLASSES = re.compile(rf"\b(?:{'|'.join(name for name in NAMES if name.startswith('Async'))})\b")
 ONLY_ASYNC = re.compile(r"# Timeouts are arguments.*\n# ruff: noqa: ASYNC109\n")
 AWAITABLE = re.compile(r"\bAwaitable\[([^\[\]]+)\]")

@@ -17,6 +17,7 @@ local function decode(raw)
   end
   record = cjson.decode(raw)
   record.id = record.uid .. '-' .. record.version
+  record.head = '\156' .. cmsgpack.pack(1, 'run', record.id, record.key, record.version) -- of an array of 12
   record.title = args.printable(record.key, 512) .. '@' .. record.version
   local signature = record.signature
   if signature == cjson.null then

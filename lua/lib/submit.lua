@@ -9,6 +9,7 @@ local MAX_JOBS = 10000     -- per device queue
 local MAX_BYTES = 1073741824
 local SEEN_BLOCK = 8192
 local SEEN_MS = 60000
+local INLINE_FIELDS = { '0', '1', '2', '3', '4', '5', '6', '7' }
 
 -- TIMEOUT, TICKET and ID, from position i to the end.
 function submit.options(argv, i, request)
@@ -176,29 +177,29 @@ local function look(input)
     return parse(input.data, size)
   end
   local key = input.data
-  local size = redis.pcall('STRLEN', key)
-  if type(size) ~= 'number' then
-    if string.find(size.err, 'WRONGTYPE', 1, true) then
+  -- One command for what is small, and that is nearly everything: a longer value shows by filling the range.
+  local start = redis.pcall('GETRANGE', key, 0, input.mode == 'REF' and npy.PREFIX - 1 or INLINE)
+  if type(start) == 'table' then
+    if string.find(start.err, 'WRONGTYPE', 1, true) then
       raise('WRONGTYPE', "input key '" .. args.printable(key) .. "' holds something else than a tensor")
     end
-    error(size, 0)
+    error(start, 0)
   end
+  local size = #start
   if size == 0 then
     raise('NOTENSOR', "input key '" .. args.printable(key) .. "' does not exist: SET a .npy file or call AI_TENSORSET first")
   end
-  input.size = size
-  local prefix
-  if input.mode ~= 'REF' and size <= INLINE then
-    prefix = redis.call('GET', key)
-    input.value = prefix
-  else
+  if input.mode == 'REF' or size > INLINE then
+    size = redis.call('STRLEN', key)
     if input.mode == 'KEY' and size > CAPTURE_MAX then
       raise('TOOBIG', "input key '" .. args.printable(key) .. "' has " .. size .. ' bytes: above ' .. CAPTURE_MAX
         .. ' no copy is taken: give it as OWN (moved) or REF (read when the job runs)')
     end
-    prefix = redis.call('GETRANGE', key, 0, npy.PREFIX - 1)
+  else
+    input.value = start
   end
-  return parse(prefix, size, key)
+  input.size = size
+  return parse(start, size, key)
 end
 
 -- An output may replace nothing but a tensor.
@@ -252,11 +253,8 @@ end
 
 -- A key that is given away cannot be another input too.
 local function own_once(inputs)
-  local used, given = {}, false
+  local used = {}
   for _, input in ipairs(inputs) do
-    given = given or input.mode == 'OWN'
-  end
-  for _, input in ipairs(given and inputs or {}) do
     if input.mode ~= 'VALUE' then
       local mode = used[input.data]
       if mode and (mode == 'OWN' or input.mode == 'OWN') then
@@ -285,12 +283,12 @@ local function room(own, stream, device, bytes)
 end
 
 -- Take the inputs as they are now: inline fields of the entry, or private keys in their own slots.
-local function capture(entry, inputs, expires)
+local function capture(entry, inputs, expires, owns)
   local modes, inline = {}, 0
   for n, input in ipairs(inputs) do
     if input.value then
-      entry[#entry + 1] = tostring(inline)
-      entry[#entry + 1] = input.value
+      entry[2 * inline + 3] = INLINE_FIELDS[inline + 1] or tostring(inline)
+      entry[2 * inline + 4] = input.value
       inline = inline + 1
       modes[n] = 'v'
     elseif input.mode == 'REF' then
@@ -306,15 +304,17 @@ local function capture(entry, inputs, expires)
       modes[n] = 'c' .. name
     end
   end
-  for _, input in ipairs(inputs) do
-    if input.value and input.mode == 'OWN' then
-      redis.call('UNLINK', input.data)
+  if owns then
+    for _, input in ipairs(inputs) do
+      if input.value and input.mode == 'OWN' then
+        redis.call('UNLINK', input.data)
+      end
     end
   end
   return modes
 end
 
--- request: target, inputs {{mode, data}...}, names, outputs, timeout, ticket, corr, client, seq.
+-- request: target, inputs {{mode, data}...}, owns (is an input OWN?), names, outputs, timeout, ticket, corr, client, seq.
 -- Returns what the public function returns.
 function submit.run(request)
   local own = node.keys()
@@ -322,7 +322,9 @@ function submit.run(request)
   if repeated(own, request) then
     return ''
   end
-  own_once(request.inputs)
+  if request.owns then
+    own_once(request.inputs)
+  end
   local record = catalog.find(own, request.target)
   if record.state == 'failed' then
     raise('MODELFAILED', "model '" .. record.title .. "' failed to load: " .. record.reason)
@@ -365,9 +367,9 @@ function submit.run(request)
   end
   local deadline = node.now_ms() + request.timeout
   local entry = { 'h', '' }
-  local modes = capture(entry, inputs, deadline + jobs.REPLY_GRACE_MS)
-  entry[2] = cmsgpack.pack({ 1, 'run', record.id, record.key, record.version, deadline, ticket, request.corr or '', modes,
-    request.names or {}, outputs, bytes })
+  local modes = capture(entry, inputs, deadline + jobs.REPLY_GRACE_MS, request.owns)
+  -- Several values packed in one call stand one after the other: the rest of the array that the record begins.
+  entry[2] = record.head .. cmsgpack.pack(deadline, ticket, request.corr or '', modes, request.names or {}, outputs, bytes)
   local id = redis.call('XADD', stream, '*', unpack(entry))
   take_number(own, request)
   if bytes > 0 then

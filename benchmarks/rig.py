@@ -1,0 +1,69 @@
+"""Servers and executors for benchmarks: the ones that the tests use."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.executors import Executor  # noqa: E402
+from tests.servers import Server, free_port  # noqa: E402
+
+from keyside.executor.wire import Wire  # noqa: E402
+
+__all__ = ["ROOT", "Executor", "Rig", "Server", "connected", "free_port", "served", "store"]
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A server with an executor.
+
+    Attributes:
+        db: a plain client of the server.
+    """
+
+    server: Server
+    executor: Executor
+    db: redis.Redis
+
+    @property
+    def url(self) -> str:
+        """The server, over its unix socket."""
+        return self.server.url_unix
+
+    def redis_cpu(self) -> float:
+        """Return the CPU seconds that the server has used; it counts microseconds itself."""
+        info: Any = self.db.info("cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+
+@contextmanager
+def served(kind: Any, **settings: Any) -> Iterator[Rig]:
+    """Start a server with the function library, and an executor with these settings."""
+    with Server(kind) as server, server.client() as db:
+        server.load_library()
+        with Executor(server, **settings) as executor:
+            yield Rig(server, executor, db)
+
+
+def store(db: redis.Redis, name: str, blob: bytes, *settings: object) -> None:
+    """Store a model of at most 8 MiB and wait until it serves."""
+    version: Any = db.fcall("AI_MODELSTORE", 1, name, "ONNX", "CPU", *settings, "REPLY", "VERSION", "BLOB", blob)  # type: ignore[arg-type]
+    end = time.monotonic() + 120
+    while (state := db.hget(name, f"{version}:state")) != b"ready":
+        assert state == b"loading", f"{name}: {db.hget(name, f'{version}:reason')!r}"
+        assert time.monotonic() < end, f"{name}: not loaded in time"
+        time.sleep(0.005)
+
+
+def connected(url: str) -> Wire:
+    """Return a blocking raw connection."""
+    wire = Wire(url, name="bench")
+    wire.connect()
+    return wire
