@@ -3,6 +3,7 @@
 After RedisLabs' aibench, with a model that truly reads both inputs.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def _mlp(rng: np.random.Generator) -> bytes:
     sizes = (286, 64, 32, 2)
     nodes = [helper.make_node("Concat", ["transaction", "reference"], ["h0"], axis=1)]
     weights = []
-    for n, (rows, columns) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for n, (rows, columns) in enumerate(itertools.pairwise(sizes)):
         matrix = rng.standard_normal((rows, columns), dtype=np.float32) / np.float32(np.sqrt(rows))
         weights += [
             numpy_helper.from_array(matrix, f"w{n}"),

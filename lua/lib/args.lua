@@ -7,13 +7,22 @@ local args = {}
 -- Above it a Lua number skips integers.
 args.MAX_INT = 9007199254740991
 
+-- The counts of arguments are few and small: they are remembered, at most those of three digits.
+local short_ints = {}
+
 --- The number that s writes in decimal digits, or nil where s is anything else or the number is not in min .. max.
 -- Not tonumber(s): that takes 0x10, 1e3, nan and spaces.
 function args.int(s, min, max)
-  if #s > 16 or not s:find('^%d+$') then
-    return nil
+  local n = short_ints[s]
+  if not n then
+    if #s > 16 or not s:find('^%d+$') then
+      return nil
+    end
+    n = tonumber(s)
+    if #s <= 3 then
+      short_ints[s] = n
+    end
   end
-  local n = tonumber(s)
   if n < (min or 0) or n > (max or args.MAX_INT) then
     return nil
   end

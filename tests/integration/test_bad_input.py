@@ -37,7 +37,7 @@ ONE = np.ones((1, 4), np.float32)
 
 @pytest.fixture
 def serves(executor: Executor, db: Any) -> Iterator[Any]:
-    """The server, with a model `m` of FLOAT [-1, 4] that is served before and after the test; nothing is left behind."""
+    """The server, with a model `m` of FLOAT [-1, 4] that serves before and after the test; nothing is left behind."""
     store(db, "m", models.affine())
     run(db, predict("m", ONE))
     yield db

@@ -223,13 +223,11 @@ async def test_a_full_server(connect: Connect) -> None:
         await client.set("x", X)
 
 
-async def test_a_user_who_may_not(connect: Connect, redis: Server, executor: Executor, db: redis_py.Redis) -> None:
-    if executor.server is not redis:
-        pytest.skip("one server is enough")
-    await connect(redis.url_unix).store("m", models.affine())
+async def test_a_user_who_may_not(connect: Connect, executor: Executor, db: redis_py.Redis) -> None:
+    await connect(executor.url).store("m", models.affine())
     raw.call(db, "ACL", "SETUSER", "ann", "on", ">pw", "~a:*", "~ks:*", "+@all")
     try:
-        client = connect(redis.url_tcp, username="ann", password="pw")
+        client = connect(executor.server.url_tcp, username="ann", password="pw")
         with pytest.raises(errors.NoPerm, match="may not use model 'm"):
             await client.predict("m", X)
         await client.store("a:m", models.affine())

@@ -75,8 +75,8 @@ def words(command: Command[Any]) -> list[str]:
     ("command", "expected"),
     [
         (
-            commands.ai_modelexecute("m@1", [KEY, InputSpec(b"REF", b"x"), InputSpec(b"OWN", b"z")], ["y"], SUBMIT),
-            "FCALL AI_MODELEXECUTE 3 x z y m@1 INPUTS 3 x REF x OWN z OUTPUTS 1 y TIMEOUT 1000 TICKET ks:{0}:t 7 ID a 9",
+            commands.ai_modelexecute("m", [KEY, InputSpec(b"REF", b"x"), InputSpec(b"OWN", b"z")], ["y"], SUBMIT),
+            "FCALL AI_MODELEXECUTE 3 x z y m INPUTS 3 x REF x OWN z OUTPUTS 1 y TIMEOUT 1000 TICKET ks:{0}:t 7 ID a 9",
         ),
         (
             commands.ai_predict("m", [KEY, InputSpec(b"VALUE", b"v")], Submit(5), names=["a", "b"], outputs=["o"]),
