@@ -10,7 +10,6 @@ import argparse
 import subprocess
 import sys
 import time
-from typing import Any
 
 from contenders import AsyncClient, BlockingClient, Contender, HttpPeer, InProcess, RawSocket, Relay
 from measure import Book, Figures, arguments, percentile, turns

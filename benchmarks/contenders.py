@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from measure import Caller, Load, RedisCaller, latencies, saturate
+from drivers import Caller, Load, RedisCaller, latencies, saturate
 from peers import Peer
 from processes import cpu_seconds
 from rig import connected
@@ -40,10 +40,10 @@ class Contender(abc.ABC):
         self.url = url
         self.fraud = fraud
 
-    def arrive(self) -> None:
-        """Come up, if it is not up all the time."""
+    def arrive(self) -> None:  # noqa: B027  # most are up all the time
+        """Come up."""
 
-    def leave(self) -> None:
+    def leave(self) -> None:  # noqa: B027
         """Go down again."""
 
     def one_by_one(self, count: int) -> tuple[list[float], Answers] | None:
@@ -144,7 +144,9 @@ def predict(transaction: bytes, reference: str, number: int, target: str = "frau
 def of_reply(answer: Any) -> Any:
     """Return the one array in Keyside's reply to a request."""
     assert answer is not None, "no answer"
-    return npy.decode(next(iter(decode_reply(answer[1]).outputs.values())))
+    value = next(iter(decode_reply(answer[1]).outputs.values()))
+    assert isinstance(value, bytes)
+    return npy.decode(value)
 
 
 class BlockingClient(Contender):

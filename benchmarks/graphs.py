@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["dense", "heavy", "image", "tiny", "tokens"]
+__all__ = ["dense", "heavy", "image", "tiny"]
 
 Sizes = Sequence[int | str]
 
@@ -23,30 +23,12 @@ def dense(sizes: Sequence[int] = (256, 1280, 1280, 1280, 10)) -> bytes:
     for n, (rows, columns) in enumerate(itertools.pairwise(sizes)):
         matrix = rng.standard_normal((rows, columns), dtype=np.float32) / np.float32(np.sqrt(rows))
         weights += [_array(f"w{n}", matrix), _array(f"b{n}", np.zeros(columns, np.float32))]
-        nodes.append(helper.make_node("Gemm", [f"h{n}" if n else "x", f"w{n}", f"b{n}"], ["y" if n == last else f"g{n}"]))
+        nodes.append(
+            helper.make_node("Gemm", [f"h{n}" if n else "x", f"w{n}", f"b{n}"], ["y" if n == last else f"g{n}"])
+        )
         if n < last:
             nodes.append(helper.make_node("Relu", [f"g{n}"], [f"h{n + 1}"]))
     return _model(nodes, ["N", sizes[0]], ["N", sizes[-1]], weights)
-
-
-def tokens(count: int = 8, width: int = 256, inner: int = 2048) -> bytes:
-    """Return x FLOAT [N, 8, 256] -> y FLOAT [N, 256]: a transformer's feed-forward part, about 1 ms for a row on one core.
-
-    A row's tokens share the weights already: batches gain little.
-    """
-    rng = np.random.default_rng(5)
-    up = rng.standard_normal((width, inner), dtype=np.float32) / np.float32(np.sqrt(width))
-    down = rng.standard_normal((inner, width), dtype=np.float32) / np.float32(np.sqrt(inner))
-    nodes, weights = [], [_array("up", up), _array("down", down)]
-    for n in range(3):
-        nodes += [
-            helper.make_node("MatMul", [f"x{n}" if n else "x", "up"], [f"u{n}"]),
-            helper.make_node("Relu", [f"u{n}"], [f"r{n}"]),
-            helper.make_node("MatMul", [f"r{n}", "down"], [f"d{n}"]),
-            helper.make_node("Add", [f"d{n}", f"x{n}" if n else "x"], [f"x{n + 1}"]),
-        ]
-    nodes.append(helper.make_node("ReduceMean", ["x3"], ["y"], axes=[1], keepdims=0))
-    return _model(nodes, ["N", count, width], ["N", width], weights)
 
 
 def image() -> bytes:
@@ -100,9 +82,7 @@ def _array(name: str, values: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]
     return numpy_helper.from_array(values, name)
 
 
-def _model(
-    nodes: list[onnx.NodeProto], takes: Sizes, gives: Sizes, weights: list[onnx.TensorProto]
-) -> bytes:
+def _model(nodes: list[onnx.NodeProto], takes: Sizes, gives: Sizes, weights: list[onnx.TensorProto]) -> bytes:
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, takes)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, gives)]
     graph = helper.make_graph(nodes, "bench", inputs, outputs, weights)

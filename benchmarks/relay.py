@@ -14,7 +14,7 @@ from keyside.executor.wire import Wire
 def main() -> None:
     wire = Wire(sys.argv[1], name="relay", timeout=None)
     wire.connect()
-    run = session_for(Fraud().model)._sess.run
+    run = session_for(Fraud().model)._sess.run  # noqa: SLF001  # as the executor does
     wire.call(b"SET", b"relay:ready", b"1")
     wire.send(((b"BLPOP", b"relay:in", 0),))
     while True:
@@ -23,7 +23,9 @@ def main() -> None:
             return
         inputs = np.frombuffer(payload, np.float32, offset=8)
         result = run(
-            ["probabilities"], {"transaction": inputs[:30].reshape(1, 30), "reference": inputs[30:].reshape(1, 256)}, None
+            ["probabilities"],
+            {"transaction": inputs[:30].reshape(1, 30), "reference": inputs[30:].reshape(1, 256)},
+            None,
         )[0]
         wire.send(((b"LPUSH", b"relay:" + payload[:8], result.tobytes()), (b"BLPOP", b"relay:in", 0)))
         wire.read()

@@ -13,11 +13,12 @@ import redis
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.executors import Executor  # noqa: E402
-from tests.servers import Server, free_port  # noqa: E402
+from tests.servers import Server, find_binary, free_port  # noqa: E402
 
+import keyside  # noqa: E402
 from keyside.executor.wire import Wire  # noqa: E402
 
-__all__ = ["ROOT", "Executor", "Rig", "Server", "connected", "free_port", "served", "store"]
+__all__ = ["ROOT", "Executor", "Rig", "Server", "connected", "find_binary", "free_port", "served", "store", "upload"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,15 @@ def served(kind: Any, **settings: Any) -> Iterator[Rig]:
             yield Rig(server, executor, db)
 
 
+def upload(url: str, name: str, blob: bytes, **settings: Any) -> None:
+    """Store a model of any size and wait until it serves."""
+    with keyside.Client(url) as client:
+        client.store(name, blob, **settings)
+
+
 def store(db: redis.Redis, name: str, blob: bytes, *settings: object) -> None:
     """Store a model of at most 8 MiB and wait until it serves."""
-    version: Any = db.fcall("AI_MODELSTORE", 1, name, "ONNX", "CPU", *settings, "REPLY", "VERSION", "BLOB", blob)  # type: ignore[arg-type]
+    version: Any = db.fcall("AI_MODELSTORE", 1, name, "ONNX", "CPU", *settings, "REPLY", "VERSION", "BLOB", blob)
     end = time.monotonic() + 120
     while (state := db.hget(name, f"{version}:state")) != b"ready":
         assert state == b"loading", f"{name}: {db.hget(name, f'{version}:reason')!r}"

@@ -11,7 +11,7 @@ from keyside.executor.metrics import Metrics
 from keyside.executor.protocol import Finished, Job, complete
 from keyside.executor.runner import Ran
 from keyside.executor.wire import Wire, as_error
-from keyside.tensorstore.errors import LibraryMissing, Unreachable
+from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
 
 __all__ = ["Delivery", "Parcel"]
 
@@ -78,7 +78,7 @@ class Delivery:
         """Deliver a parcel, connecting again and loading the library again where that is needed.
 
         Raises:
-            Unreachable: the executor was told to stop before it could be delivered.
+            KeysideError: the executor was told to stop before it could be delivered.
         """
         pause = 0.05
         while True:
@@ -88,7 +88,7 @@ class Delivery:
                 if self.settle(parcel, wire.call_many(parcel.commands)):
                     return
                 self._install(wire)
-            except Unreachable:
+            except KeysideError:  # the server is gone, or has no room for the library
                 if self._gave_up.wait(pause):
                     raise
                 pause = min(pause * 2, 2.0)

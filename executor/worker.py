@@ -11,20 +11,21 @@ import structlog
 
 from keyside import __version__
 from keyside.executor.batching import Batcher
-from keyside.executor.cache import ModelCache, ModelRef
+from keyside.executor.cache import ModelCache
 from keyside.executor.delivery import Delivery, Parcel
 from keyside.executor.install import ensure_library
+from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
 from keyside.executor.loader import Loader
 from keyside.executor.metrics import Metrics
 from keyside.executor.model import Model
-from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, claim, parse_entry
+from keyside.executor.protocol import GROUP, Finished, Job, claim
 from keyside.executor.runner import Ran, Runner
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
 from keyside.executor.wire import Command, Wire
 from keyside.tensorstore import keys
-from keyside.tensorstore.errors import BadModel, KeysideError, LibraryMissing, ModelFailed, TryAgain, Unreachable
+from keyside.tensorstore.errors import KeysideError, LibraryMissing, TryAgain, Unreachable
 
 __all__ = ["Worker"]
 
@@ -79,7 +80,7 @@ class Worker:
         self._runners = [self._runner, *runners.values()]
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
         self._streams: dict[bytes, str] = {}
-        self._stream_of: dict[str, bytes] = {}
+        self._intake = Intake(self.held, self.cache, self._loader, self._lanes)
         self._belong_to(self.node.tag)
         self._outbox: list[Parcel] = []  # to be sent with the next claim
         self._sent: list[Parcel] = []  # sent by the claim thread, and not answered yet
@@ -142,7 +143,7 @@ class Worker:
             raise LibraryMissing("KS_COMPLETE")
 
     def _send(self, parcels: Sequence[Parcel], *more: Command) -> None:
-        """Send parcels, and what goes with them, in one write; `_settle_sent` reads what the server says to the parcels."""
+        """Send parcels and more in one write; `_settle_sent` reads what the server says to the parcels."""
         self._sent += parcels
         self.wire.send([command for parcel in parcels for command in parcel.commands] + list(more))
 
@@ -173,19 +174,19 @@ class Worker:
         self._settle_sent()
         jobs: list[Job] = []
         for entry_id, fields in entries:
-            job = self._parse(self.wire, device, entry_id, fields)
+            job = self._intake.parse(self.wire, device, entry_id, fields)
             if job is None:
                 continue
             job.claimed = now
             self.held[entry_id] = job
             if job.op == b"load":
-                self._load(job)
+                self._intake.load(job)
             else:
                 jobs.append(job)
         if not jobs:
             return
         try:
-            self._fetch(self.wire, jobs)
+            self._intake.fetch(self.wire, jobs)
         except Unreachable:
             for job in jobs:  # they are read again once there is a connection
                 self.held.pop(job.id, None)
@@ -198,7 +199,7 @@ class Worker:
         for job in jobs:
             if job.deadline and job.deadline < server_now:
                 continue  # the watchdog answers it
-            model = self._ready(job)
+            model = self._intake.ready(job)
             if model is None:
                 continue
             here = runs_here.get(model.id)
@@ -241,84 +242,6 @@ class Worker:
         if not self.watchdog.last_beat or age > 5 * self.settings.beat_ms / 1000 + 2:
             return "no heartbeat: the server cannot be reached"
         return ""
-
-    # --- one job
-
-    def _parse(self, wire: Wire, device: str, entry_id: bytes, fields: Any) -> Job | None:
-        try:
-            if fields is None:
-                raise BadEntry("it was deleted")
-            return parse_entry(device, bytes(entry_id), fields)
-        except BadEntry as error:
-            self.log.warning(
-                "entry dropped: not made by the function library", device=device, id=entry_id, why=str(error)
-            )
-            stream = self._stream_of[device]
-            wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
-            return None
-
-    def _fetch(self, wire: Wire, jobs: Sequence[Job]) -> None:
-        """Read the inputs that lie in keys, all in one round trip."""
-        wanted = [source[0] for job in jobs for source in job.inputs if type(source) is tuple]
-        values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())
-        for job in jobs:
-            try:
-                job.decode([next(values) for _ in job.missing])
-            except KeysideError as error:
-                self._fail(job, error)
-
-    def _ready(self, job: Job) -> Model | None:
-        """Return the model of a job, which fits it; None if the job fails, or waits until the model is loaded."""
-        if job.id not in self.held or not job.arrays:
-            return None
-        # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
-        model = self.cache.get_ready(job.model.decode())
-        if model is None:
-            self.cache.request(self._ref(job), lambda loaded, error: self._loaded(job, loaded, error))
-            return None
-        return model if self._fits(model, job) else None
-
-    def _fits(self, model: Model, job: Job) -> bool:
-        try:
-            model.prepare(job)
-        except KeysideError as error:
-            self._fail(job, error)
-            return False
-        return True
-
-    def _fail(self, job: Job, error: KeysideError) -> None:
-        job.arrays = []
-        self._lanes[job.device].end(Finished.failed(job, error))
-
-    @staticmethod
-    def _ref(job: Job) -> ModelRef:
-        return ModelRef(job.model.decode(), context=job.key.decode("utf-8", "surrogateescape"))
-
-    def _loaded(self, job: Job, model: Model | None, error: KeysideError | None) -> None:
-        """Go on with a job that waited for its model; called on a loader thread."""
-        if model is None:
-            if isinstance(error, BadModel):
-                # What a submit will say from now on.
-                name = f"{job.key.decode(errors='replace')}@{job.version}"
-                error = ModelFailed(f"model '{name}' failed to load: {error}")
-            self._fail(job, error or TryAgain("the model was not loaded"))
-        elif self._fits(model, job):
-            self._lanes[job.device].put([(model, job)])
-
-    def _load(self, job: Job) -> None:
-        """Load a version that was just stored; then it serves."""
-
-        def loaded(model: Model | None, error: KeysideError | None) -> None:
-            try:
-                if isinstance(error, Unreachable | TryAgain):
-                    # Nothing is wrong with the model: another executor, or this one later, takes the job over.
-                    raise error
-                self._loader.publish(job, model, error)
-            except KeysideError as problem:
-                self.log.error("load not published", model=job.key.decode(errors="replace"), error=str(problem))
-            self.held.pop(job.id, None)
-
-        self.cache.request(self._ref(job), loaded)
 
     # --- for the lanes and the watchdog, on their threads
 
@@ -370,7 +293,7 @@ class Worker:
 
     def adopt(self, wire: Wire, device: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
         """Run a job that another executor has left behind, alone."""
-        job = self._parse(wire, device, entry_id, fields)
+        job = self._intake.parse(wire, device, entry_id, fields)
         if job is None:
             return
         self.log.warning("job taken over", device=device, id=entry_id.decode(), delivery=deliveries)
@@ -379,10 +302,10 @@ class Worker:
         self.held[job.id] = job
         self._adopted[device] = job.id
         if job.op == b"load":
-            self._load(job)
+            self._intake.load(job)
             return
-        self._fetch(wire, (job,))
-        model = self._ready(job)
+        self._intake.fetch(wire, (job,))
+        model = self._intake.ready(job)
         if model is not None:
             self._lanes[device].put([(model, job)])
 
@@ -423,8 +346,8 @@ class Worker:
         self.node = keys.NodeKeys(tag)
         for runner in self._runners:
             runner.node = self.node
+        self._intake.serve(self.node)
         self._streams = {self.node.jobs(device): device for device in self.settings.devices}
-        self._stream_of = {device: stream for stream, device in self._streams.items()}
 
     def moved(self, tag: bytes) -> None:
         """Serve the queues of another node tag as soon as the claim under way is over; called by the watchdog."""

@@ -139,7 +139,11 @@ local function modelstore_keep(key, spec, upload)
   end
   local size = 0
   for i = 0, spec.chunks - 1 do
-    size = size + redis.call('STRLEN', keys.upload(key, upload, i))
+    local chunk = redis.call('STRLEN', keys.upload(key, upload, i))
+    if chunk == 0 then
+      raise('UPLOADLOST', ('chunk %d of upload %s is not here: upload the model again'):format(i, upload))
+    end
+    size = size + chunk
   end
   if size ~= spec.size then
     raise('UPLOADLOST', 'upload ' .. upload .. ' has ' .. size .. ' bytes here, ' .. spec.size .. ' were announced: upload the model again')

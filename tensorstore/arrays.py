@@ -46,9 +46,7 @@ def _convert(value: object) -> NDArray[Any]:
     if device is not None and not hasattr(type(value), "__array_interface__"):
         kind = int(device()[0])
         if kind not in _HOST_DEVICES:
-            raise BadArg(
-                "the array is not in the memory of the CPU: copy it there first, such as with .cpu()"
-            )
+            raise BadArg("the array is not in the memory of the CPU: copy it there first, such as with .cpu()")
     try:
         if device is not None and not hasattr(value, "__array__"):
             return np.from_dlpack(value)  # type: ignore[arg-type]  # it has the two methods; checked above
@@ -86,9 +84,7 @@ def _check_integers(value: Sequence[object], array: NDArray[Any]) -> None:
     if array.size and not np.abs(array).max() < 2.0**63:
         for leaf in _leaves(value):
             if type(leaf) is int and abs(leaf) >= 2**53 and int(float(leaf)) != leaf:
-                raise BadValue(
-                    f"the integer {shorten(leaf)} would lose digits as a float: say which dtype it has"
-                )
+                raise BadValue(f"the integer {shorten(leaf)} would lose digits as a float: say which dtype it has")
 
 
 def _encode_text(array: NDArray[Any]) -> NDArray[Any]:

@@ -204,9 +204,7 @@ def header_size(prefix: Buffer) -> int:
     if len(start) < 10:
         raise BadNpy(f"truncated: {len(start)} bytes, the fixed part alone has 10")
     if start[6:8] != MAGIC[6:8]:
-        raise BadNpy(
-            f"npy version {start[6]}.{start[7]}; only 1.0 is taken: np.save writes it for plain dtypes"
-        )
+        raise BadNpy(f"npy version {start[6]}.{start[7]}; only 1.0 is taken: np.save writes it for plain dtypes")
     return 10 + start[8] + (start[9] << 8)
 
 
@@ -284,18 +282,14 @@ def _fields(text: bytes) -> dict[str, object]:
     while text[at:end].strip(b" \t\n"):
         item = _ITEM.match(text, at, end)
         if item is None:
-            raise BadNpy(
-                f"the header is not a dict literal of descr, fortran_order and shape: {shorten(text[at:])}"
-            )
+            raise BadNpy(f"the header is not a dict literal of descr, fortran_order and shape: {shorten(text[at:])}")
         key = item["key"].decode("ascii")
         if key not in ("descr", "fortran_order", "shape"):
             raise BadNpy(f"the header has an unknown key {key!r}")
         if key in fields:
             raise BadNpy(f"the header has {key!r} twice")
         if item["struct"] is not None:
-            raise BadNpy(
-                f"{key!r} is a list: structured dtypes are not taken, save each field as its own tensor"
-            )
+            raise BadNpy(f"{key!r} is a list: structured dtypes are not taken, save each field as its own tensor")
         fields[key] = _parse_value(item)
         at = item.end()
         if at < end:

@@ -36,9 +36,7 @@ class Executor:
         for name, value in self.settings.items():
             env[f"KEYSIDE_{name.upper()}"] = str(value)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "keyside.executor"], env=env, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen([sys.executable, "-m", "keyside.executor"], env=env, stdout=log, stderr=log)
         try:
             wait_until(self.registered, "the executor registers", 30)
         except BaseException:

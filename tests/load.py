@@ -1,7 +1,7 @@
 """Callers that check every answer: `python -m tests.load FOLDER` is one process of them.
 
-It reads orders from stdin, `url number count` on a line, and answers each with one line of JSON. FOLDER has the models that
-the server was given, as `<name>.onnx`: what each request should come to is computed here by onnxruntime.
+It reads orders from stdin, `url number count` on a line, and answers each with one line of JSON. FOLDER has the models
+that the server was given, as `<name>.onnx`: what each request should come to is computed here by onnxruntime.
 """
 
 import json

@@ -10,6 +10,4 @@ from peers.ray_peer import RayServe
 
 __all__ = ["PEERS", "Absent", "Peer"]
 
-PEERS: dict[str, type[Peer]] = {
-    peer.key: peer for peer in (FastApi, Mosec, Flask, MLServer, RayServe, PyTriton)
-}
+PEERS: dict[str, type[Peer]] = {peer.key: peer for peer in (FastApi, Mosec, Flask, MLServer, RayServe, PyTriton)}

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
-from measure import RedisCaller
+from drivers import RedisCaller
 from numpy.typing import NDArray
 from processes import cpu_seconds, rss_mb, stop_tree
 from rig import ROOT, free_port
@@ -39,7 +39,7 @@ HEADER = 128  # of the npy files in Redis; what follows are the elements
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)  # of a line of its own, not the end of another's
 
 
-class Absent(Exception):  # noqa: N818  # it says what is the case
+class Absent(Exception):  # it says what is the case
     """A peer cannot be measured here; the text says why."""
 
 

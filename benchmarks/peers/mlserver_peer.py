@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from peers.base import Peer
 from rig import free_port
+
+from peers.base import Peer
 
 __all__ = ["MLServer"]
 

@@ -42,7 +42,7 @@ def serves(executor: Executor, db: Any) -> Iterator[Any]:
     run(db, predict("m", ONE))
     yield db
     np.testing.assert_array_equal(run(db, predict("m@1", ONE)).outputs["y"], 2 * ONE + 1)
-    assert db.xlen(JOBS) == 0
+    wait_until(lambda: db.xlen(JOBS) == 0, "all jobs and loads have ended")
     assert private_keys(db) == set()
 
 

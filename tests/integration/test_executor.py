@@ -12,6 +12,9 @@ from tests import models, more_models, raw
 from tests.executors import Executor
 from tests.servers import Server, free_port, wait_until
 
+from keyside.tensorstore import npy
+from keyside.tensorstore.errors import RunFailed
+
 ROW = np.array([[1, 2, 3, 4]], np.float32)
 
 
@@ -36,8 +39,8 @@ def test_metrics_and_health(redis: Server, db_redis: Any) -> None:
         raw.store(db_redis, "m", models.affine())
         for _ in range(3):
             raw.run(db_redis, raw.predict("m", ROW))
-        with pytest.raises(Exception, match="RUNFAILED"):
-            raw.store(db_redis, "bad", models.fails_out_of_range())
+        raw.store(db_redis, "bad", models.fails_out_of_range())
+        with pytest.raises(RunFailed):
             raw.run(db_redis, raw.predict("bad", np.array([99], np.int64)))
         wait_until(lambda: 'reason="RUNFAILED"' in fetch(port, "/metrics")[1], "the failure is counted")
         status, text = fetch(port, "/metrics")
@@ -160,7 +163,7 @@ def test_large_tensors_go_through_keys(redis: Server, db_redis: Any) -> None:
     with Executor(redis):
         raw.store(db_redis, "same", more_models.identity())
         raw.put(db_redis, "x", large)
-        db_redis.set("y", raw.npy.to_bytes(ROW), ex=1000)
+        db_redis.set("y", npy.to_bytes(ROW), ex=1000)
         raw.run(db_redis, raw.execute("same", ["x"], ["y"]))
         np.testing.assert_array_equal(raw.get(db_redis, "y"), large)
         assert db_redis.ttl("y") == -1

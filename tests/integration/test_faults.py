@@ -461,6 +461,26 @@ def test_a_load_at_maxmemory(served: Served) -> None:
     np.testing.assert_array_equal(raw.run(db, raw.predict("m", X)).outputs["y"], 2 * X + 1)
 
 
+def test_the_library_is_lost_at_maxmemory(served: Served) -> None:
+    _, db, executor = served
+    raw.store(db, "m", models.affine())
+    ticket = raw.call(db, *raw.predict("m", X))
+    with full(db):
+        db.function_flush()
+        wait_until(lambda: "library cannot be loaded" in executor.output, "it tries")
+    raw.answer(db, ticket)
+
+    def works() -> bool:
+        try:
+            return bool(raw.run(db, raw.predict("m", X)).outputs)
+        except KeysideError as error:
+            if "Function not found" in str(error):
+                return False
+            raise
+
+    wait_until(works, "it loads the library once there is room", 5)
+
+
 # --- callers
 
 

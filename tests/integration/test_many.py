@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 NODE = NodeKeys()
 STREAM = NODE.jobs("CPU")
+REDIS = pytest.mark.parametrize("server", ["redis"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,31 +122,62 @@ def test_many_callers_and_one_executor(callers: Any, server: Server, db: Any) ->
 
 
 @pytest.mark.slow
+@REDIS
 def test_many_callers_while_an_executor_is_killed(callers: Any, server: Server, db: Any) -> None:
-    with executors(server, 2) as (one, _):
+    with executors(server, 2) as (one, other):
         store_all(db)
         begin(callers, server)
         wait_until(lambda: answered(db) > 4_000, "a quarter is done")
+        halt_with_jobs(db, one)
         one.kill()
         check(callers, db)
         assert answered(db) == PROCESSES * REQUESTS
+        assert "job taken over" in other.output
 
 
 @pytest.mark.slow
+@REDIS
 def test_many_callers_while_an_executor_is_stopped_and_woken(callers: Any, server: Server, db: Any) -> None:
-    with executors(server, 2) as (zombie, _):
+    with executors(server, 2) as (zombie, other):
         store_all(db)
         begin(callers, server)
         wait_until(lambda: answered(db) > 4_000, "a quarter is done")
-        with raw.paused(zombie):
-            consumer = next(one for one in db.xinfo_consumers(STREAM, "ks") if holds(db, one["name"], zombie))["name"]
-            wait_until(lambda: not db.xpending_range(STREAM, "ks", "-", "+", 1, consumer), "its jobs are taken over")
-        wait_until(zombie.registered, "it is back")
+        consumer = halt_with_jobs(db, zombie)
+        wait_until(lambda: not held(db, consumer), "its jobs are taken over")
+        seconds, micros = db.time()
+        woken = seconds * 1000 + micros // 1000
+        zombie.resume()
+        wait_until(lambda: db.zscore(NODE.executors, consumer) > woken, "it is back")
+        wait_until(lambda: json.loads(db.get(NODE.executor(consumer)))["held"] == 0, "it has let go of them")
         check(callers, db)
         assert answered(db) == PROCESSES * REQUESTS
+        assert "job taken over" in other.output
 
 
-def holds(db: Any, consumer: bytes, executor: Executor) -> bool:
+def halt_with_jobs(db: Any, executor: Executor) -> bytes:
+    """Halt an executor at a moment when it holds jobs; gives its name."""
+    consumer: bytes = next(
+        one["name"] for one in db.xinfo_consumers(STREAM, "ks") if is_name(db, one["name"], executor)
+    )
+
+    def halted() -> bool:
+        executor.pause()
+        if held(db, consumer):
+            return True
+        executor.resume()
+        return False
+
+    wait_until(halted, "it holds jobs")
+    return consumer
+
+
+def held(db: Any, consumer: bytes) -> list[Any]:
+    """Some of the jobs that it holds."""
+    found: list[Any] = db.xpending_range(STREAM, "ks", "-", "+", 1, consumer)
+    return found
+
+
+def is_name(db: Any, consumer: bytes, executor: Executor) -> bool:
     """Whether that is the name of this executor."""
     info = db.get(NODE.executor(consumer))
     return info is not None and json.loads(info)["pid"] == executor.pid

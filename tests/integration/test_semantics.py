@@ -633,6 +633,20 @@ def test_jobs_that_wait_for_a_version_that_fails_are_told(executor: Executor, db
     assert caught.value.text == refused("MODELFAILED", db, *predict("m", floats(1, 4))).text
 
 
+def test_an_executor_that_stops_while_it_loads_fails_no_version(db: Any, server: Server) -> None:
+    """Loading is not given up with the executor that does it: the next one does it again."""
+    settings = {"devices": "LATER", "drain_s": 0, "lease_ms": 300, "beat_ms": 100}
+    with Executor(server, **settings):
+        options = ("OPTIONS", '{"warmup": {"shapes": [[1001, 1]]}}')
+        turns = int(more_models.turns_for(0.6)[0, 0]) // 1000
+        call(db, *modelstore("m", more_models.slow(0, turns), *options, device="LATER"))
+        wait_until(partial(pending, db, 1, "LATER"), "the load is claimed")
+    assert state(db, "m") == "loading"
+    with Executor(server, **settings):
+        wait_until(lambda: state(db, "m") != "loading", "it is loaded")
+        assert state(db, "m") == "ready"
+
+
 def test_deleting_the_newest_version_brings_the_one_before_back(executor: Executor, db: Any) -> None:
     """MODELDEL of a version: the newest ready one that is left is the default."""
     store(db, "m", models.affine(2))

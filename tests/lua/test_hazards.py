@@ -450,6 +450,10 @@ def test_nothing_durable_is_lost_when_the_library_is_replaced_under_load(hand: H
     assert hand.wire.call_many([("LLEN", ticket) for ticket in replies]) == [1] * len(replies)
 
 
+def test_ids_do_not_come_from_a_generator_that_repeats_itself() -> None:
+    assert "math.random" not in library.source()
+
+
 def test_functions_survive_flushall(hand: Hand) -> None:
     hand.do("FLUSHALL")
     assert hand.fcall("KS_VERSION", []) == [library.LIBRARY_VERSION, library.digest().encode()]

@@ -1,14 +1,16 @@
 """arrays: what callers have in hand, and what is made of it."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from keyside.tensorstore import npy
-from keyside.tensorstore.errors import BadArg, BadDtype, BadValue
+from keyside.tensorstore.errors import BadArg, BadDtype, BadValue, KeysideError
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ from keyside.tensorstore.errors import BadArg, BadDtype, BadValue
     ],
     ids=repr,
 )
-def test_as_array(value, dtype, shape):
+def test_as_array(value: object, dtype: str, shape: tuple[int, ...]) -> None:
     array = npy.as_array(value)
     assert type(array) is np.ndarray
     assert array.dtype == np.dtype(dtype)
@@ -45,13 +47,13 @@ def test_as_array(value, dtype, shape):
     assert npy.decode(npy.to_bytes(value)).tolist() == array.tolist()
 
 
-def test_text_is_utf8():
+def test_text_is_utf8() -> None:
     texts = ["", "plain", "naïve", "漢字", "a\0b", "\N{GRINNING FACE}"]
     assert [item.decode() for item in npy.decode(npy.to_bytes(texts)).tolist()] == texts
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=6), max_size=5))
-def test_text_round_trip(texts):
+def test_text_round_trip(texts: list[str]) -> None:
     if any(text.endswith("\0") for text in texts):
         with pytest.raises(BadValue, match="NUL"):
             npy.to_bytes(texts)
@@ -60,7 +62,7 @@ def test_text_round_trip(texts):
 
 
 @pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy 2 has it")
-def test_string_dtype_of_numpy_2():
+def test_string_dtype_of_numpy_2() -> None:
     assert npy.as_array(np.array(["a", "漢字"], np.dtypes.StringDType())).tolist() == [b"a", "漢字".encode()]
     with pytest.raises(BadValue, match="NUL"):
         npy.as_array(np.array(["a\0"], np.dtypes.StringDType()))
@@ -69,30 +71,28 @@ def test_string_dtype_of_numpy_2():
 class Foreign:
     """An array of some other library."""
 
-    def __init__(self, array, device=1):
+    def __init__(self, array: NDArray[Any], device: int = 1) -> None:
         self.array, self.device = array, device
 
-    def __dlpack__(self, **kwargs):
+    def __dlpack__(self, **kwargs: Any) -> Any:
         return self.array.__dlpack__(**kwargs)
 
-    def __dlpack_device__(self):
+    def __dlpack_device__(self) -> tuple[int, int]:
         return (self.device, 0)
 
 
 class ForeignWithArray(Foreign):
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self.array
 
 
 class Unwilling(ForeignWithArray):
-    def __array__(self, dtype=None, copy=None):
-        raise RuntimeError(
-            "Can't call numpy() on Tensor that requires grad.\nUse tensor.detach().numpy() instead."
-        )
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.\nUse tensor.detach().numpy() instead.")
 
 
 @pytest.mark.parametrize("kind", [Foreign, ForeignWithArray])
-def test_arrays_of_other_libraries_share_memory(kind):
+def test_arrays_of_other_libraries_share_memory(kind: type[Foreign]) -> None:
     array = np.arange(6, dtype="f4").reshape(2, 3)
     got = npy.as_array(kind(array))
     np.testing.assert_array_equal(got, array, strict=True)
@@ -126,7 +126,7 @@ def test_arrays_of_other_libraries_share_memory(kind):
     ],
     ids=repr,
 )
-def test_what_cannot_be_a_tensor(value, error, text):
+def test_what_cannot_be_a_tensor(value: object, error: type[KeysideError], text: str) -> None:
     for function in (npy.as_array, npy.encode, npy.to_bytes):
         with pytest.raises(error, match=re.escape(text)) as info:
             function(value)

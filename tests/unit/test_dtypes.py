@@ -1,5 +1,7 @@
 """dtypes: the table, and both lookups."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,13 +25,13 @@ EXPECTED = {
 }
 
 
-def test_table_is_that_of_the_protocol():
+def test_table_is_that_of_the_protocol() -> None:
     assert {name: (dtype.descr, dtype.itemsize) for name, dtype in dtypes.TABLE.items()} == EXPECTED
     assert all(dtype.name == name for name, dtype in dtypes.TABLE.items())
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_lookups_are_inverse(name):
+def test_lookups_are_inverse(name: str) -> None:
     dtype = dtypes.by_name(name)
     assert dtypes.by_name(name.lower()) is dtype
     if dtype is not dtypes.STRING:
@@ -38,19 +40,17 @@ def test_lookups_are_inverse(name):
 
 
 @pytest.mark.parametrize("numpy", ["S1", "S7", "S100000"])
-def test_strings_of_any_length(numpy):
+def test_strings_of_any_length(numpy: str) -> None:
     assert dtypes.of(np.dtype(numpy)) is dtypes.STRING
 
 
-@pytest.mark.parametrize(
-    "numpy", [np.intc, np.int_, np.longlong, np.uintc, np.ulonglong, np.float32, float, int, bool]
-)
-def test_aliases_of_numpy(numpy):
+@pytest.mark.parametrize("numpy", [np.intc, np.int_, np.longlong, np.uintc, np.ulonglong, np.float32, float, int, bool])
+def test_aliases_of_numpy(numpy: type[Any]) -> None:
     assert dtypes.of(np.dtype(numpy)).itemsize == np.dtype(numpy).itemsize
 
 
 @pytest.mark.parametrize("name", ["", "FLOAT32", "float 32", "BF16", "x" * 1000])
-def test_unknown_names_are_told_all_names(name):
+def test_unknown_names_are_told_all_names(name: str) -> None:
     with pytest.raises(BadDtype) as info:
         dtypes.by_name(name)
     assert all(known in str(info.value) for known in EXPECTED)
@@ -74,13 +74,13 @@ def test_unknown_names_are_told_all_names(name):
         ([("a", "i4"), ("b", "f4")], "field"),
     ],
 )
-def test_what_cannot_be_a_tensor_is_told_what_to_do(numpy, advice):
+def test_what_cannot_be_a_tensor_is_told_what_to_do(numpy: str | list[tuple[str, str]], advice: str) -> None:
     with pytest.raises(BadDtype) as info:
         dtypes.of(np.dtype(numpy))
     assert advice in str(info.value)
 
 
 @pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long double is double here")
-def test_long_double_is_refused():
+def test_long_double_is_refused() -> None:
     with pytest.raises(BadDtype, match="astype"):
         dtypes.of(np.dtype(np.longdouble))

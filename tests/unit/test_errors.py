@@ -22,7 +22,7 @@ TABLE = {
 }
 
 
-def test_every_code_has_a_class_in_the_right_branch():
+def test_every_code_has_a_class_in_the_right_branch() -> None:
     assert TABLE.keys() == errors.CODES.keys()
     for code, branch in TABLE.items():
         cls = errors.CODES[code]
@@ -32,7 +32,7 @@ def test_every_code_has_a_class_in_the_right_branch():
 
 
 @pytest.mark.parametrize("cls", errors.CODES.values(), ids=lambda cls: cls.code)
-def test_text_and_pickling(cls):
+def test_text_and_pickling(cls: type[errors.KeysideError]) -> None:
     error = cls("want 4, got 3")
     assert str(error) == f"{cls.code} want 4, got 3"
     assert error.text == "want 4, got 3"
@@ -43,13 +43,13 @@ def test_text_and_pickling(cls):
 
 
 @pytest.mark.parametrize("code", TABLE)
-def test_a_reply_becomes_its_class_again(code):
+def test_a_reply_becomes_its_class_again(code: str) -> None:
     error = errors.from_reply(f"{code} what happened")
     assert type(error) is errors.CODES[code]
     assert str(error) == f"{code} what happened"
 
 
-def test_builtin_bases():
+def test_builtin_bases() -> None:
     assert isinstance(errors.Unreachable("x"), ConnectionError)
     assert isinstance(errors.TimedOut("x"), TimeoutError)
     assert all(issubclass(cls, errors.KeysideError) for cls in errors.CODES.values())
@@ -102,13 +102,13 @@ def test_builtin_bases():
         ("", errors.ServerError, "ERR"),
     ],
 )
-def test_replies_of_the_server_itself(reply, cls, text):
+def test_replies_of_the_server_itself(reply: str, cls: type[errors.KeysideError], text: str) -> None:
     error = errors.from_reply(reply)
     assert type(error) is cls
     assert str(error) == text
 
 
-def test_a_missing_library_comes_with_advice():
+def test_a_missing_library_comes_with_advice() -> None:
     error = errors.from_reply("ERR Function not found")
     assert type(error) is errors.LibraryMissing
     assert "keyside install" in str(error)

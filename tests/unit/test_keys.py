@@ -35,13 +35,13 @@ def slot_by_the_book(key: bytes) -> int:
     return crc16_by_the_book(key) % 16384
 
 
-def test_crc16_check_value():
+def test_crc16_check_value() -> None:
     assert keys.crc16(b"123456789") == 0x31C3
     assert keys.crc16(b"") == 0
 
 
 @given(st.binary(max_size=64))
-def test_crc16(data):
+def test_crc16(data: bytes) -> None:
     assert keys.crc16(data) == crc16_by_the_book(data)
 
 
@@ -56,13 +56,13 @@ def test_crc16(data):
         ("foo{}{bar}", 8363),
     ],
 )
-def test_slots_of_a_real_server(key, slot):
+def test_slots_of_a_real_server(key: str, slot: int) -> None:
     assert keys.slot(key) == slot
     assert keys.slot(key.encode()) == slot
 
 
 @given(any_key)
-def test_slot(key):
+def test_slot(key: bytes) -> None:
     assert keys.slot(key) == slot_by_the_book(key)
 
 
@@ -79,7 +79,7 @@ def test_slot(key):
 @example(b"{a")
 @example(b"x{y}z{w}")
 @example(b"{}}a")
-def test_tag_hashes_to_the_slot_of_its_key(key):
+def test_tag_hashes_to_the_slot_of_its_key(key: bytes) -> None:
     tag = keys.tag(key)
     assert tag
     assert b"}" not in tag
@@ -105,11 +105,11 @@ def test_tag_hashes_to_the_slot_of_its_key(key):
         ("a}{b", keys.slot_tag(keys.slot("a}{b"))),
     ],
 )
-def test_tag_rules(key, tag):
+def test_tag_rules(key: str, tag: bytes) -> None:
     assert keys.tag(key) == tag
 
 
-def test_slot_tag_is_the_first_word_of_each_slot():
+def test_slot_tag_is_the_first_word_of_each_slot() -> None:
     first: dict[int, bytes] = {}
     for word in map(bytes, itertools.product(ALPHABET, repeat=3)):
         first.setdefault(keys.crc16(word) % 16384, word)
@@ -118,12 +118,12 @@ def test_slot_tag_is_the_first_word_of_each_slot():
 
 
 @pytest.mark.parametrize("slot", [-1, 16384, 10**9])
-def test_no_such_slot(slot):
+def test_no_such_slot(slot: int) -> None:
     with pytest.raises(ValueError, match="no slot"):
         keys.slot_tag(slot)
 
 
-def test_node_keys():
+def test_node_keys() -> None:
     node = keys.NodeKeys()
     assert node == keys.NodeKeys(b"0")
     assert node.tag == keys.STANDALONE_TAG
@@ -140,7 +140,7 @@ def test_node_keys():
 
 
 @given(st.integers(0, 16383))
-def test_node_keys_of_a_cluster_are_in_the_slot(slot):
+def test_node_keys_of_a_cluster_are_in_the_slot(slot: int) -> None:
     node = keys.NodeKeys(keys.slot_tag(slot))
     named = [node.jobs("CPU"), node.dead, node.catalog, node.models, node.stats("a"), node.bytes("CPU")]
     named += [node.executors, node.executor("e"), node.seen("c", 0, 0), node.ticket("1-1")]
@@ -149,7 +149,7 @@ def test_node_keys_of_a_cluster_are_in_the_slot(slot):
     assert all(re.match(rb"ks:\{[0-9A-Za-z_-]{3}\}:", key) for key in named)
 
 
-def test_private_keys():
+def test_private_keys() -> None:
     assert keys.capture("x", "id1") == b"ks:{x}:cap:id1"
     assert keys.output("x", b"id1") == b"ks:{x}:out:id1"
     assert keys.output(None, "id1") == b"ks:{0}:out:id1"

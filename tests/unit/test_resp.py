@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import socket
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import hiredis
 import numpy as np
@@ -15,11 +17,11 @@ from keyside.tensorstore import npy, resp
 BIG = resp.BIG_ARGUMENT
 
 
-def joined(pieces):
+def joined(pieces: Iterable[resp.Piece]) -> bytes:
     return b"".join(bytes(piece) for piece in pieces)
 
 
-def parse_commands(data):
+def parse_commands(data: bytes) -> list[Any]:
     """Read commands back as a server would: each is an array of bulk strings."""
     reader = hiredis.Reader(notEnoughData=None)
     reader.feed(data)
@@ -33,7 +35,7 @@ def parse_commands(data):
 # --- commands
 
 
-def test_encode_small():
+def test_encode_small() -> None:
     assert resp.encode(("SET", b"k\xff", 1, -2, 1.5, "é", b"")) == [
         b"*7\r\n$3\r\nSET\r\n$2\r\nk\xff\r\n$1\r\n1\r\n$2\r\n-2\r\n$3\r\n1.5\r\n$2\r\n\xc3\xa9\r\n$0\r\n\r\n"
     ]
@@ -41,7 +43,7 @@ def test_encode_small():
     assert resp.encode_many([]) == []
 
 
-def test_encode_passes_large_buffers_through():
+def test_encode_passes_large_buffers_through() -> None:
     array = np.arange(BIG, dtype=np.float64)
     view = array.data
     data = bytes(BIG)
@@ -59,10 +61,15 @@ def test_encode_passes_large_buffers_through():
 
 @pytest.mark.parametrize("size", [0, 1, BIG // 4 - 1, BIG // 4, BIG - 1, BIG, BIG + 1])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, str])
-def test_encode_sizes(kind, size):
+def test_encode_sizes(kind: type[Any], size: int) -> None:
     data = bytes(size)
-    arg = {bytes: data, bytearray: bytearray(data), memoryview: memoryview(data), str: "\0" * size}[kind]
-    pieces = resp.encode(("SET", "k", arg, "x"))
+    args: dict[type[Any], resp.Argument] = {
+        bytes: data,
+        bytearray: bytearray(data),
+        memoryview: memoryview(data),
+        str: "\0" * size,
+    }
+    pieces = resp.encode(("SET", "k", args[kind], "x"))
     assert len(pieces) == (3 if size >= BIG else 1)
     assert parse_commands(joined(pieces)) == [[b"SET", b"k", data, b"x"]]
     wide = "\N{GRINNING FACE}" * (size // 4)
@@ -72,54 +79,54 @@ def test_encode_sizes(kind, size):
 @pytest.mark.parametrize(
     "view",
     [
-        memoryview(np.arange(6, dtype=np.float32).reshape(2, 3)),
-        memoryview(np.arange(100_000, dtype=np.int16))[::2],
-        memoryview(np.arange(12).reshape(3, 4).T),
-        memoryview(np.zeros((0, 3))),
-        memoryview(np.array(7)),
+        np.arange(6, dtype=np.float32).reshape(2, 3).data,
+        np.arange(100_000, dtype=np.int16).data[::2],
+        np.arange(12).reshape(3, 4).T.data,
+        np.zeros((0, 3)).data,
+        np.array(7).data,
     ],
     ids=str,
 )
-def test_encode_views_of_any_shape(view):
+def test_encode_views_of_any_shape(view: memoryview) -> None:
     assert parse_commands(joined(resp.encode(("X", view)))) == [[b"X", view.tobytes()]]
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (100, 200), (300, 400)])
-def test_encode_a_tensor_as_it_lies(shape):
+def test_encode_a_tensor_as_it_lies(shape: tuple[int, ...]) -> None:
     array = np.ones(shape, np.float32)
     pieces = resp.encode(("SET", "k", npy.encode(array), "NX"))
     assert parse_commands(joined(pieces)) == [[b"SET", b"k", npy.to_bytes(array), b"NX"]]
-    assert any(np.shares_memory(np.frombuffer(piece, np.uint8), array) for piece in pieces) is (
-        array.nbytes >= BIG
-    )
+    assert any(np.shares_memory(np.frombuffer(piece, np.uint8), array) for piece in pieces) is (array.nbytes >= BIG)
     assert parse_commands(joined(resp.encode(("X", ())))) == [[b"X", b""]]
 
 
-def test_encode_numbers_of_numpy():
-    pieces = resp.encode(("X", np.int64(-3), np.float64(0.1), np.uint8(4)))
+def test_encode_numbers_of_numpy() -> None:
+    command: Any = ("X", np.int64(-3), np.float64(0.1), np.uint8(4))
+    pieces = resp.encode(command)
     assert parse_commands(joined(pieces)) == [[b"X", b"-3", b"0.1", b"4"]]
 
 
 @pytest.mark.parametrize("arg", [None, True, [], {}, object(), 1j])
-def test_encode_refuses_other_types(arg):
+def test_encode_refuses_other_types(arg: Any) -> None:
     with pytest.raises(TypeError, match="an argument is"):
         resp.encode(("X", arg))
 
 
+as_view: Callable[[bytes], memoryview] = memoryview
 argument = st.one_of(
     st.binary(max_size=50),
     st.text(max_size=20),
     st.integers(),
     st.floats(allow_nan=False),
     st.binary(max_size=20).map(bytearray),
-    st.binary(max_size=20).map(memoryview),
+    st.binary(max_size=20).map(as_view),
     st.integers(BIG - 2, BIG + 2).map(bytes),
     st.lists(st.one_of(st.binary(max_size=9), st.just(bytes(BIG))), max_size=3).map(tuple),
 )
 
 
 @given(st.lists(st.lists(argument, min_size=1, max_size=6), max_size=6))
-def test_encode_many_reads_back(commands):
+def test_encode_many_reads_back(commands: list[list[Any]]) -> None:
     pieces = resp.encode_many(commands)
     parsed = parse_commands(joined(pieces))
     assert len(parsed) == len(commands)
@@ -138,7 +145,7 @@ def test_encode_many_reads_back(commands):
 # --- replies
 
 
-def plain(reply):
+def plain(reply: object) -> object:
     """Make replies comparable: a large one is a memoryview, an error has no equality."""
     if isinstance(reply, memoryview):
         assert len(reply) > resp.BIG_REPLY
@@ -151,13 +158,13 @@ def plain(reply):
     return plain_inside(reply)
 
 
-def plain_inside(reply):
+def plain_inside(reply: object) -> object:
     if isinstance(reply, hiredis.ReplyError):
         return ("error", str(reply))
     return [plain_inside(item) for item in reply] if isinstance(reply, list) else reply
 
 
-def expected(data):
+def expected(data: bytes) -> list[object]:
     reader = hiredis.Reader(notEnoughData=resp.NOT_READY)
     reader.feed(data)
     replies = []
@@ -166,7 +173,7 @@ def expected(data):
     return replies
 
 
-def drain(reader):
+def drain(reader: resp.ReplyReader) -> list[object]:
     replies = []
     while (reply := reader.gets()) is not resp.NOT_READY:
         assert not (isinstance(reply, bytes) and len(reply) > resp.BIG_REPLY)
@@ -174,7 +181,7 @@ def drain(reader):
     return replies
 
 
-def receive(reader, data):
+def receive(reader: resp.ReplyReader, data: bytes) -> list[object]:
     """Hand over a part as a socket would."""
     replies = []
     while data:
@@ -188,7 +195,7 @@ def receive(reader, data):
     return replies
 
 
-def bulk(data):
+def bulk(data: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
@@ -196,9 +203,7 @@ def bulk(data):
 line = st.sampled_from([b"OK", b"", b"$99999", b"$", b"*3", b"a b"])
 small_bulk = st.one_of(
     st.binary(max_size=30),
-    st.sampled_from(
-        [b"$40000\r\n", b"$40000\r", b"$", b"\r\n$99999\r\n", b"$1234567890123456789", b"+OK\r\n"]
-    ),
+    st.sampled_from([b"$40000\r\n", b"$40000\r", b"$", b"\r\n$99999\r\n", b"$1234567890123456789", b"+OK\r\n"]),
 ).map(bulk)
 large = st.builds(
     lambda size, seed, tail: bulk((seed * (size // len(seed) + 1))[: size - len(tail)] + tail),
@@ -221,7 +226,7 @@ scalar = st.one_of(
 )
 
 
-def array(items):
+def array(items: Sequence[bytes]) -> bytes:
     return b"*%d\r\n" % len(items) + b"".join(items)
 
 
@@ -230,7 +235,7 @@ reply = st.one_of(nested, large, st.tuples(scalar, large, scalar).map(array))
 
 
 @given(st.lists(reply, min_size=1, max_size=6), st.data())
-def test_any_split_gives_the_same_replies(replies, data):
+def test_any_split_gives_the_same_replies(replies: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(replies)
     # cuts anywhere, and close to where replies begin
     starts = np.cumsum([0, *map(len, replies)]).tolist()
@@ -248,7 +253,7 @@ def test_any_split_gives_the_same_replies(replies, data):
 
 
 @given(st.lists(st.one_of(nested, st.just(bulk(b"z" * (resp.BIG_REPLY + 1)))), min_size=1, max_size=3))
-def test_byte_by_byte(replies):
+def test_byte_by_byte(replies: list[bytes]) -> None:
     stream = b"".join(replies)
     reader = resp.ReplyReader()
     got = []
@@ -261,14 +266,14 @@ def test_byte_by_byte(replies):
     assert got == expected(stream)
 
 
-def test_feed_is_the_same():
+def test_feed_is_the_same() -> None:
     stream = b"+OK\r\n" + bulk(b"q" * 200_000) + bulk(b"r" * 100_000) + b":1\r\n"
     reader = resp.ReplyReader()
     reader.feed(stream)
     assert drain(reader) == expected(stream)
 
 
-def test_large_reply_is_received_into_its_own_memory():
+def test_large_reply_is_received_into_its_own_memory() -> None:
     size = 1_000_000
     reader = resp.ReplyReader()
     reader.feed(b"$%d\r\n" % size)
@@ -286,7 +291,7 @@ def test_large_reply_is_received_into_its_own_memory():
     assert reader.idle
 
 
-def test_large_replies_do_not_share_memory():
+def test_large_replies_do_not_share_memory() -> None:
     reader = resp.ReplyReader()
     reader.feed(bulk(b"a" * 40_000) + bulk(b"b" * 40_000))
     first, second = reader.gets(), reader.gets()
@@ -294,7 +299,7 @@ def test_large_replies_do_not_share_memory():
     assert (bytes(first[:2]), bytes(second[:2])) == (b"aa", b"bb")
 
 
-def test_idle():
+def test_idle() -> None:
     reader = resp.ReplyReader()
     assert reader.idle
     for part in (b"$", b"3\r\nab", b"c\r\n"):
@@ -324,7 +329,7 @@ def test_idle():
     ],
     ids=lambda bad: repr(bad[:12]),
 )
-def test_what_is_not_resp(bad):
+def test_what_is_not_resp(bad: bytes) -> None:
     reader = resp.ReplyReader()
     reader.feed(b"+OK\r\n" + bad)
     assert reader.gets() == b"OK"
@@ -335,12 +340,12 @@ def test_what_is_not_resp(bad):
     assert len(reader.get_buffer()) > 0
 
 
-def test_over_a_blocking_socket():
+def test_over_a_blocking_socket() -> None:
     near, far = socket.socketpair()
     with near, far:
         far.sendall(b"+OK\r\n" + bulk(b"v" * 50_000))
         reader = resp.ReplyReader()
-        got = []
+        got: list[object] = []
         while len(got) < 2:
             while (reply := reader.gets()) is resp.NOT_READY:
                 reader.buffer_updated(near.recv_into(reader.get_buffer()))
@@ -348,12 +353,12 @@ def test_over_a_blocking_socket():
     assert got == [b"OK", b"v" * 50_000]
 
 
-async def test_as_a_buffered_protocol():
+async def test_as_a_buffered_protocol() -> None:
     done: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
     replies = []
 
     class Protocol(resp.ReplyReader, asyncio.BufferedProtocol):
-        def buffer_updated(self, nbytes):
+        def buffer_updated(self, nbytes: int) -> None:
             super().buffer_updated(nbytes)
             replies.extend(drain(self))
             if len(replies) == 3:

@@ -1,0 +1,117 @@
+"""From a claimed entry to a job that can run: read with distrust, inputs fetched, model found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from keyside.executor.cache import ModelCache, ModelRef
+from keyside.executor.lane import Lane
+from keyside.executor.loader import Loader
+from keyside.executor.model import Model
+from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, parse_entry
+from keyside.executor.wire import Wire
+from keyside.tensorstore import keys
+from keyside.tensorstore.errors import BadModel, KeysideError, ModelFailed, TryAgain, Unreachable
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """Makes jobs of entries; safe on any thread.
+
+    Args:
+        held: the jobs of this executor, by entry id.
+        lanes: by device queue; they take what has to wait, and end what fails.
+    """
+
+    def __init__(
+        self, held: dict[bytes, Job], cache: ModelCache[Model], loader: Loader, lanes: Mapping[str, Lane]
+    ) -> None:
+        self._held = held
+        self._cache = cache
+        self._loader = loader
+        self._lanes = lanes
+        self._node = keys.NodeKeys()
+        self._log = structlog.get_logger()
+
+    def serve(self, node: keys.NodeKeys) -> None:
+        """Take note of which node it is."""
+        self._node = node
+
+    def parse(self, wire: Wire, device: str, entry_id: bytes, fields: Any) -> Job | None:
+        """Read an entry; one that the function library has not made is dropped."""
+        try:
+            if fields is None:
+                raise BadEntry("it was deleted")
+            return parse_entry(device, bytes(entry_id), fields)
+        except BadEntry as error:
+            self._log.warning(
+                "entry dropped: not made by the function library", device=device, id=entry_id, why=str(error)
+            )
+            stream = self._node.jobs(device)
+            wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
+            return None
+
+    def fetch(self, wire: Wire, jobs: Sequence[Job]) -> None:
+        """Read the inputs that lie in keys, all in one round trip."""
+        wanted = [source[0] for job in jobs for source in job.inputs if type(source) is tuple]
+        values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())
+        for job in jobs:
+            try:
+                job.decode([next(values) for _ in job.missing])
+            except KeysideError as error:
+                self._fail(job, error)
+
+    def ready(self, job: Job) -> Model | None:
+        """Return the model of a job, which fits it; None if the job fails, or waits until the model is loaded."""
+        if job.id not in self._held or not job.arrays:
+            return None
+        # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
+        model = self._cache.get_ready(job.model.decode())
+        if model is None:
+            self._cache.request(self._ref(job), lambda loaded, error: self._loaded(job, loaded, error))
+            return None
+        return model if self._fits(model, job) else None
+
+    def _fits(self, model: Model, job: Job) -> bool:
+        try:
+            model.prepare(job)
+        except KeysideError as error:
+            self._fail(job, error)
+            return False
+        return True
+
+    def _fail(self, job: Job, error: KeysideError) -> None:
+        job.arrays = []
+        self._lanes[job.device].end(Finished.failed(job, error))
+
+    @staticmethod
+    def _ref(job: Job) -> ModelRef:
+        return ModelRef(job.model.decode(), context=job.key.decode("utf-8", "surrogateescape"))
+
+    def _loaded(self, job: Job, model: Model | None, error: KeysideError | None) -> None:
+        """Go on with a job that waited for its model; called on a loader thread."""
+        if model is None:
+            if isinstance(error, BadModel):
+                # What a submit will say from now on.
+                name = f"{job.key.decode(errors='replace')}@{job.version}"
+                error = ModelFailed(f"model '{name}' failed to load: {error}")
+            self._fail(job, error or TryAgain("the model was not loaded"))
+        elif self._fits(model, job):
+            self._lanes[job.device].put([(model, job)])
+
+    def load(self, job: Job) -> None:
+        """Load a version that was just stored; then it serves."""
+
+        def loaded(model: Model | None, error: KeysideError | None) -> None:
+            try:
+                if isinstance(error, Unreachable | TryAgain):
+                    # Nothing is wrong with the model: another executor, or this one later, takes the job over.
+                    raise error
+                self._loader.publish(job, model, error)
+            except KeysideError as problem:
+                self._log.error("load not published", model=job.key.decode(errors="replace"), error=str(problem))
+            self._held.pop(job.id, None)
+
+        self._cache.request(self._ref(job), loaded)
