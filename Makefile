@@ -2,13 +2,12 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 INPUTS := pyproject.toml constraints.txt tools/bootstrap.sh
-SOAK_SECONDS ?= 1800
 export PYTHONPATH =
 
-.PHONY: help demo test lint type bench soak fuzz clean redis
+.PHONY: help demo test lint type bench bench-full fuzz clean redis
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.stamp-local  ## handwritten digits through an embedded server and an executor
 	$(PY) examples/demo.py
@@ -25,11 +24,11 @@ type: $(VENV)/.stamp-dev  ## mypy, strict
 	$(PY) -m mypy
 	$(PY) -m mypy --explicit-package-bases $(wildcard tests examples benchmarks/*.py tools/*.py)
 
-bench: $(VENV)/.stamp-dev redis  ## every benchmarks/bench_*.py
-	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) "$$file"; done
+bench: $(VENV)/.stamp-dev redis  ## all benchmarks, short (three minutes); figures in .cache/bench.json
+	$(PY) benchmarks/run.py --output .cache/bench.json
 
-soak: $(VENV)/.stamp-dev redis  ## mixed load for SOAK_SECONDS, every answer checked
-	$(PY) benchmarks/soak.py --seconds $(SOAK_SECONDS)
+bench-full: $(VENV)/.stamp-dev redis  ## all benchmarks in full, with all HTTP peers; figures in benchmarks/results.json
+	$(PY) benchmarks/run.py --full
 
 fuzz: $(VENV)/.stamp-dev redis  ## the property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m hypothesis -o timeout=0

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 
-from contenders import AsyncClient, BlockingClient, Contender, HttpPeer, InProcess, RawSocket, Relay
+from contenders import CLIENTS, FLYING, AsyncClient, BlockingClient, Contender, HttpPeer, InProcess, RawSocket, Relay
 from measure import Book, Figures, arguments, percentile, turns
 from peers import PEERS, Absent
 from rig import ROOT, Rig, served, store
 from scenario import Fraud
 
 USUAL = ("fastapi", "mosec")
-RATE = "32 clients /s"
+RATE = "load: /s"
 
 
 class Bench:
@@ -51,6 +51,9 @@ class Bench:
             AsyncClient(url, fraud, rig.executor.pid),
             InProcess(url, fraud),
         ]
+        self.book.remark(
+            f"Load: {CLIENTS} clients; AsyncClient: {FLYING:,} requests in flight. CPU: of each request then"
+        )
 
     def invite(self, keys: list[str], *, install: bool) -> None:
         """Start peers, and say which are absent, and why."""
@@ -63,11 +66,10 @@ class Bench:
                 contender = HttpPeer(self.rig.url, self.fraud, peer)
                 contender.arrive()
                 self.contenders.append(contender)
-                self.book.remark(f"{peer.name}: {peer.version}; {peer.settings}")
-                time.sleep(1.0)  # what it does after its start is over
                 before = peer.cpu_seconds()
                 time.sleep(1.0)
-                self.book.note(peer.name, "idle cores", peer.cpu_seconds() - before)
+                idle = f"{peer.cpu_seconds() - before:.2f} cores while idle"
+                self.book.remark(f"{peer.name}: {peer.version}; {peer.settings}; {idle}")
                 contender.leave()
             except Absent as error:
                 peer.stop()
@@ -75,6 +77,8 @@ class Bench:
 
     def round(self, number: int) -> None:
         """Let every contender run once."""
+        for contender in self.contenders:
+            self.book.figures.setdefault(contender.name, {})  # the order of the table
         for contender in turns(self.contenders, number):
             try:
                 contender.arrive()
@@ -112,8 +116,8 @@ class Bench:
         contender.check(load.answers)
         count = len(load.answers)
         book.note(name, RATE, load.rate)
-        book.note(name, "32 clients p50 ms", percentile(load.seconds, 50) * 1e3)
-        book.note(name, "32 clients p99 ms", percentile(load.seconds, 99) * 1e3)
+        book.note(name, "load: p50 ms", percentile(load.seconds, 50) * 1e3)
+        book.note(name, "load: p99 ms", percentile(load.seconds, 99) * 1e3)
         book.note(name, "Redis CPU us", redis / count * 1e6)
         book.note(name, "server CPU us", server / count * 1e6)
         book.note(name, "client CPU us", client / count * 1e6)

@@ -17,7 +17,17 @@ import keyside
 from keyside.tensorstore import npy
 from keyside.tensorstore.records import decode_reply
 
-__all__ = ["AsyncClient", "BlockingClient", "Contender", "HttpPeer", "InProcess", "RawSocket", "Relay"]
+__all__ = [
+    "CLIENTS",
+    "FLYING",
+    "AsyncClient",
+    "BlockingClient",
+    "Contender",
+    "HttpPeer",
+    "InProcess",
+    "RawSocket",
+    "Relay",
+]
 
 CLIENTS = 32
 FLYING = 1000

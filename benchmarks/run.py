@@ -79,6 +79,8 @@ def main() -> int:
     kind = "Full" if options.full else "Short"
     print(f"\n# All targets\n\n{kind} run on {options.server}; median [least-most] of rounds.\n")
     print(table(found))
+    if not options.full:
+        print("\nA short run stores and sends less than the names say; each benchmark tells how much above.")
     failed = [name for name, document in found.items() if "failed" in document]
     if failed:
         print(f"\nFailed: {', '.join(failed)}")

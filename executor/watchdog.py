@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from keyside import __version__
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Watchdog"]
 
 TICK_S = 0.05
+DRIFT_MS = 0.5
+"""By how much two clocks may part in a second."""
 PEEK = 100
 PEEKED_MAX = 10_000
 
@@ -43,15 +44,26 @@ class Watchdog(threading.Thread):
         self._next_beat = 0.0
         self._next_lease = 0.0
         self._next_recovery = 0.0
-        self._clock_offsets: deque[float] = deque(maxlen=5)  # server ms - own monotonic ms, of the last heartbeats
+        self._clock: tuple[float, float] | None = None  # server ms - own monotonic ms, and when that was found
         self._peeked: dict[str, list[tuple[int, bytes]]] = {device: [] for device in self._settings.devices}
         self._peeked_to: dict[str, bytes] = {}
         self.last_beat = 0.0
 
     def now_ms(self) -> float:
         """Return the server's time in ms, a little behind and never ahead of it; 0 before the first heartbeat."""
-        offsets = list(self._clock_offsets)
-        return time.monotonic() * 1000 + max(offsets) if offsets else 0.0
+        return time.monotonic() * 1000 + self._clock[0] if self._clock else 0.0
+
+    def _set_clock(self, server_ms: int, before: float, after: float) -> None:
+        """Learn the server's time from a call that began and ended at these moments.
+
+        What is due here must be due there, so of what is possible the least is taken; the quickest reply tells most.
+        """
+        least, most = server_ms - after * 1000, server_ms + 1 - before * 1000
+        if self._clock:
+            offset, found = self._clock
+            if offset <= most:  # else the server's clock was set back
+                least = max(least, offset - (after - found) * DRIFT_MS)
+        self._clock = (least, after)
 
     def kick(self) -> None:
         """Look for jobs to take over now: the last one taken over has ended."""
@@ -90,14 +102,13 @@ class Watchdog(threading.Thread):
             KeysideError: the server refuses or is gone.
         """
         settings = self._settings
+        before = time.monotonic()
         reply = wire.call(
             b"FCALL", b"KS_BEAT", 0, self._worker.consumer, json.dumps(self._describe()),
             max(5 * settings.beat_ms, 2000), *settings.devices,
         )  # fmt: skip
         after = time.monotonic()
-        # Behind the server's clock by as long as the reply took: what is due here must be due there. Of several
-        # replies one has come quickly; the 1 is for the clocks' drift between them.
-        self._clock_offsets.append(int(reply[0]) - 1 - after * 1000)
+        self._set_clock(int(reply[0]), before, after)
         self.last_beat = after
         return bytes(reply[1])
 

@@ -173,19 +173,19 @@ class Worker:
     def _accept(self, device: str, entries: Sequence[Any], now: float) -> None:
         self._settle_sent()
         jobs: list[Job] = []
-        for entry_id, fields in entries:
-            job = self._intake.parse(self.wire, device, entry_id, fields)
-            if job is None:
-                continue
-            job.claimed = now
-            self.held[entry_id] = job
-            if job.op == b"load":
-                self._intake.load(job)
-            else:
-                jobs.append(job)
-        if not jobs:
-            return
         try:
+            for entry_id, fields in entries:
+                job = self._intake.parse(self.wire, device, entry_id, fields)
+                if job is None:
+                    continue
+                job.claimed = now
+                self.held[entry_id] = job
+                if job.op == b"load":
+                    self._intake.load(job)
+                else:
+                    jobs.append(job)
+            if not jobs:
+                return
             self._intake.fetch(self.wire, jobs)
         except Unreachable:
             for job in jobs:  # they are read again once there is a connection
@@ -304,7 +304,12 @@ class Worker:
         if job.op == b"load":
             self._intake.load(job)
             return
-        self._intake.fetch(wire, (job,))
+        try:
+            self._intake.fetch(wire, (job,))
+        except Unreachable:
+            self.held.pop(job.id, None)  # it is taken over again once its lease has ended
+            self._adopted.pop(device, None)
+            raise
         model = self._intake.ready(job)
         if model is not None:
             self._lanes[device].put([(model, job)])

@@ -52,22 +52,24 @@ local function complete_unstage(argv, i, count)
   end
 end
 
--- Where each job begins; BADARG unless the arguments are exactly what they say. Nothing has been written yet.
+-- Where each job begins, and its deadline; BADARG unless the arguments are exactly what they say. Nothing has been
+-- written yet. (An id that is none is just not held.)
 local function complete_walk(argv, count)
-  local starts, i = {}, 10
+  local starts, deadlines, i, last = {}, {}, 10, #argv
   for n = 1, count do
     starts[n] = i
-    local captures = args.int(argv[i + 5] or '', 0, #argv)
-    local amount = captures and args.int(argv[i + 6 + captures] or '', 0, #argv)
-    if not amount or not jobs.is_id(argv[i]) or not args.int(argv[i + 1]) then
+    deadlines[n] = args.int(argv[i + 1] or '')
+    local captures = args.int(argv[i + 5] or '', 0, last)
+    local amount = captures and args.int(argv[i + 6 + captures] or '', 0, last)
+    if not amount or not deadlines[n] then
       raise('BADARG', 'job ' .. n .. ' of ' .. count .. ' is malformed: KS_COMPLETE is called by executors only')
     end
     i = i + 7 + captures + 3 * amount
   end
-  if i ~= #argv + 1 then
+  if i ~= last + 1 or not jobs.is_id(argv[10]) or not jobs.is_id(argv[starts[count]]) then
     raise('BADARG', count .. ' jobs do not fill the arguments: KS_COMPLETE is called by executors only')
   end
-  return starts
+  return starts, deadlines
 end
 
 -- A batch may have more jobs than unpack() takes.
@@ -96,7 +98,7 @@ local function KS_COMPLETE(_, ARGV)
   if not jobs.is_device(device) or not held or not duration or not samples or not errors or not count then
     raise('BADARG', 'KS_COMPLETE is called by executors only')
   end
-  local starts = complete_walk(ARGV, count)
+  local starts, deadlines = complete_walk(ARGV, count)
   local own = node.keys()
   local stream = own.jobs .. device
   local mine = jobs.held(stream, consumer, ARGV[10], ARGV[starts[count]], held)
@@ -106,7 +108,7 @@ local function KS_COMPLETE(_, ARGV)
   local ids, status = {}, {}
   for n = 1, count do
     local i = starts[n]
-    local id, deadline, ticket, corr, reply = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+    local id, deadline, ticket, corr, reply = ARGV[i], deadlines[n], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
     local captures = tonumber(ARGV[i + 5])
     local outputs = i + 6 + captures
     local amount = tonumber(ARGV[outputs])

@@ -34,7 +34,7 @@ def as_array(value: object) -> NDArray[Any]:
     if kind in "US" and isinstance(value, str | bytes | list | tuple):
         _check_text(value, str if kind != "S" else bytes)
     if kind == "f" and isinstance(value, list | tuple):
-        _check_integers(value, array)
+        array = _keep_integers(value, array)
     if kind in "UT":
         array = _encode_text(array)
     dtypes.of(array.dtype)
@@ -79,12 +79,17 @@ def _check_text(value: object, wanted: type[str] | type[bytes]) -> None:
             raise BadValue(f"a STRING element cannot end in NUL: {shorten(leaf)}")
 
 
-def _check_integers(value: Sequence[object], array: NDArray[Any]) -> None:
-    """Refuse integers that NumPy made floats of because no integer dtype holds them all."""
-    if array.size and not np.abs(array).max() < 2.0**63:
-        for leaf in _leaves(value):
-            if type(leaf) is int and abs(leaf) >= 2**53 and int(float(leaf)) != leaf:
-                raise BadValue(f"the integer {shorten(leaf)} would lose digits as a float: say which dtype it has")
+def _keep_integers(value: Sequence[object], array: NDArray[Any]) -> NDArray[Any]:
+    """Undo or refuse it where NumPy made floats of integers, which it does of small ones beside those above 2^63."""
+    if not array.size or np.abs(array).max() < 2.0**63:
+        return array
+    leaves = list(_leaves(value))
+    if all(type(leaf) is int and 0 <= leaf < 2**64 for leaf in leaves):
+        return np.array(leaves, np.uint64).reshape(array.shape)
+    for leaf in leaves:
+        if type(leaf) is int and abs(leaf) >= 2**53 and int(float(leaf)) != leaf:
+            raise BadValue(f"the integer {shorten(leaf)} would lose digits as a float: say which dtype it has")
+    return array
 
 
 def _encode_text(array: NDArray[Any]) -> NDArray[Any]:

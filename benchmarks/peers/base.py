@@ -52,6 +52,10 @@ class Peer(abc.ABC):
         packages: what is installed, pinned.
         settings: how it is set.
         resident: whether it may stay up while others are measured.
+        start_s: seconds that its start may take.
+        settle_s: seconds after its first answer until it is ready for more.
+        stop_s: seconds that it may take to end by itself.
+        python: what its environment is made with.
     """
 
     key: ClassVar[str]
@@ -60,6 +64,8 @@ class Peer(abc.ABC):
     settings: ClassVar[str]
     resident: ClassVar[bool] = True
     start_s: ClassVar[float] = 60.0
+    settle_s: ClassVar[float] = 0.5
+    stop_s: ClassVar[float] = 10.0
     python: ClassVar[str] = sys.executable
 
     def __init__(self) -> None:
@@ -190,6 +196,7 @@ class Peer(abc.ABC):
         atexit.register(self.stop)
         self._redis_url = redis_url
         self._await(scratch / "log")
+        time.sleep(self.settle_s)
         return self.port
 
     def _await(self, log: Path) -> None:
@@ -218,7 +225,7 @@ class Peer(abc.ABC):
         atexit.unregister(self.stop)
         self._hang_up()
         if self._process is not None:
-            stop_tree(self._process)
+            stop_tree(self._process, self.stop_s)
             self._process = None
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)

@@ -17,6 +17,8 @@ class RayServe(Peer):
     settings = "RAY_SERVE_ENABLE_HA_PROXY=1, RAY_SERVE_THROUGHPUT_OPTIMIZED=1, 1 replica, raw bytes"
     resident = False  # a dozen processes that are never quite idle
     start_s = 120.0
+    settle_s = 4.0  # its proxy starts anew after the first answers, and drops all connections
+    stop_s = 3.0  # it goes on for ever
 
     def command(self, python: Path, scratch: Path) -> Sequence[str]:
         """See `Peer.command`."""

@@ -8,7 +8,7 @@ import pytest
 import redis as redis_py
 from tests import models, raw
 from tests.executors import Executor
-from tests.lua.jobs import LARGE, ROW, SHAPES, Hand, healthy, session
+from tests.lua.jobs import ROW, SHAPES, Hand, healthy, session
 from tests.servers import Cluster, Kind, Server, wait_until
 
 from keyside.tensorstore import keys, library, npy

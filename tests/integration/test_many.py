@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from tests import models, raw
 from tests.executors import Executor
-from tests.integration.test_faults import executors
+from tests.faults import executors
 from tests.servers import ROOT, Kind, Server, wait_until
 
 from keyside.tensorstore.keys import NodeKeys
