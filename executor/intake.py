@@ -1,6 +1,6 @@
 """From a claimed entry to a job that can run: read with distrust, inputs fetched, model found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -22,16 +22,23 @@ class Intake:
 
     Args:
         held: the jobs of this executor, by entry id.
-        lanes: by device queue; they take what has to wait, and end what fails.
+        lanes: by device queue; they take what has waited for its model.
+        end: ends a job that does not run.
     """
 
     def __init__(
-        self, held: dict[bytes, Job], cache: ModelCache[Model], loader: Loader, lanes: Mapping[str, Lane]
+        self,
+        held: dict[bytes, Job],
+        cache: ModelCache[Model],
+        loader: Loader,
+        lanes: Mapping[str, Lane],
+        end: Callable[[Finished], None],
     ) -> None:
         self._held = held
         self._cache = cache
         self._loader = loader
         self._lanes = lanes
+        self._end = end
         self._node = keys.NodeKeys()
         self._log = structlog.get_logger()
 
@@ -84,7 +91,7 @@ class Intake:
 
     def _fail(self, job: Job, error: KeysideError) -> None:
         job.arrays = []
-        self._lanes[job.device].end(Finished.failed(job, error))
+        self._end(Finished.failed(job, error))
 
     @staticmethod
     def _ref(job: Job) -> ModelRef:

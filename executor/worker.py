@@ -80,11 +80,12 @@ class Worker:
         self._runners = [self._runner, *runners.values()]
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
         self._streams: dict[bytes, str] = {}
-        self._intake = Intake(self.held, self.cache, self._loader, self._lanes)
+        self._intake = Intake(self.held, self.cache, self._loader, self._lanes, self._end)
         self._belong_to(self.node.tag)
         self._outbox: list[Parcel] = []  # to be sent with the next claim
         self._sent: list[Parcel] = []  # sent by the claim thread, and not answered yet
         self._room = threading.Event()
+        self._claim_thread = 0
         self._adopted: dict[str, bytes] = {}
         self.watchdog = Watchdog(self)
 
@@ -100,6 +101,7 @@ class Worker:
         self.watchdog.start()
         for lane in self._lanes.values():
             lane.start()
+        self._claim_thread = threading.get_ident()
         self.log.info("executor ready", consumer=self.consumer.decode(), devices=list(self.settings.devices))
         while not self.stopping.is_set():
             try:
@@ -223,6 +225,14 @@ class Worker:
             unsent += ran.seconds
             lane.note_cost(ran.seconds, len(together))
             self._outbox.append(self._delivery.ran(device, ran))
+
+    def _end(self, finished: Finished) -> None:
+        """End a job that does not run: with the next claim if this is the claim thread, else on its lane."""
+        device = finished.job.device
+        if threading.get_ident() == self._claim_thread:
+            self._outbox.append(self._delivery.failed(device, (finished,)))
+        else:
+            self._lanes[device].end(finished)
 
     def _is_quick(self, model: Model) -> bool:
         return 0.0 < model.run_s * 1000 < self.settings.inline_ms and not model.min_rows
