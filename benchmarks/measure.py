@@ -188,7 +188,8 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("keyside", "redis", "hiredis", "numpy", "onnxruntime")},
+        "redis-py": version("redis"),
+        **{name: version(name) for name in ("keyside", "hiredis", "numpy", "onnxruntime")},
     }
 
 

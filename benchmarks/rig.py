@@ -1,6 +1,8 @@
 """Servers and executors for benchmarks: the ones that the tests use."""
 
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,19 @@ from tests.servers import Server, find_binary, free_port  # noqa: E402
 import keyside  # noqa: E402
 from keyside.executor.wire import Wire  # noqa: E402
 
-__all__ = ["ROOT", "Executor", "Rig", "Server", "connected", "find_binary", "free_port", "served", "store", "upload"]
+__all__ = [
+    "ROOT",
+    "Executor",
+    "Rig",
+    "Server",
+    "connected",
+    "find_binary",
+    "free_port",
+    "served",
+    "server_version",
+    "store",
+    "upload",
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,15 @@ def served(kind: Any, **settings: Any) -> Iterator[Rig]:
         server.load_library()
         with Executor(server, **settings) as executor:
             yield Rig(server, executor, db)
+
+
+def server_version(kind: Any) -> str:
+    """Return what the server's program says of itself."""
+    with tempfile.TemporaryDirectory() as scratch:
+        said = subprocess.run(
+            [find_binary(kind, Path(scratch)), "--version"], capture_output=True, text=True, check=True
+        )
+    return " ".join(word for word in said.stdout.split() if word.startswith(("v=", "malloc=")))
 
 
 def upload(url: str, name: str, blob: bytes, **settings: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import summary
+from rig import server_version
 from targets import TARGETS
 
 HERE = Path(__file__).resolve().parent
@@ -49,6 +50,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if done.returncode:
         return {"title": name, "failed": f"exit code {done.returncode}", "ratios": {}}
     document: dict[str, Any] = json.loads(path.read_text())
+    document["machine"]["server"] = f"{options.server} {server_version(options.server)}"
     return document
 
 

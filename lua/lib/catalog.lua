@@ -103,7 +103,7 @@ local function encode(key, version)
 end
 
 -- What the bare name means: the default, else the newest version that has not failed, else the newest.
-local function bare(key)
+function catalog.bare(key)
   local default = redis.call('HGET', key, 'default')
   if default then
     return default
@@ -128,7 +128,7 @@ function catalog.update(own, key, version)
   else
     redis.call('HDEL', own.catalog, key .. '@' .. version)
   end
-  local current = bare(key)
+  local current = catalog.bare(key)
   redis.call('HSET', own.catalog, key, encode(key, current))
   redis.call('HSET', own.models, key, redis.call('HGET', key, current .. ':tag') or '')
 end

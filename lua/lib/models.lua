@@ -33,19 +33,7 @@ end
 
 -- The version asked for, or the one that the bare name means.
 function models.version(key, asked)
-  local version = asked or redis.call('HGET', key, 'default')
-  if not version then
-    local last = tonumber(redis.call('HGET', key, 'last'))
-    for n = last, 1, -1 do
-      local state = redis.call('HGET', key, n .. ':state')
-      if state and (not version or state ~= 'failed') then
-        version = tostring(n)
-        if state ~= 'failed' then
-          break
-        end
-      end
-    end
-  end
+  local version = asked or catalog.bare(key)
   if not version or not redis.call('HGET', key, version .. ':state') then
     raise('NOMODEL', "model '" .. args.printable(key) .. "' has no version '" .. args.printable(version or '') .. "'")
   end
