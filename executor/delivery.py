@@ -13,7 +13,7 @@ from keyside.executor.runner import Ran
 from keyside.executor.wire import Wire, as_error
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
 
-__all__ = ["Delivery", "Parcel"]
+__all__ = ["Delivery", "Parcel", "Post"]
 
 
 class Parcel:
@@ -133,3 +133,46 @@ class Delivery:
         for ended in parcel.ended:
             code = "ERR" if ended.error is None else ended.error.code
             self._metrics.observe_failure(ended.job.key.decode(errors="replace"), str(ended.job.version), code)
+
+
+class Post:
+    """Parcels on a connection of their own: sent at once, what the server says to them read later.
+
+    So the next batch runs while the server ends the jobs of the last one. For one thread.
+    """
+
+    def __init__(self, delivery: Delivery, wire: Wire) -> None:
+        self._delivery = delivery
+        self._wire = wire
+        self._sent: list[Parcel] = []
+
+    def put(self, parcel: Parcel) -> None:
+        """Send a parcel.
+
+        Raises:
+            KeysideError: the executor was told to stop before it could be delivered.
+        """
+        self.settle()
+        try:
+            if not self._wire.connected:
+                self._wire.connect()
+            self._wire.send(parcel.commands)
+        except Unreachable:
+            self._delivery.send(self._wire, parcel)
+        else:
+            self._sent.append(parcel)
+
+    def settle(self) -> None:
+        """See through what was sent; afterwards its jobs have ended.
+
+        Raises:
+            KeysideError: the executor was told to stop before it could be delivered.
+        """
+        while self._sent:
+            parcel = self._sent.pop(0)
+            try:
+                done = self._delivery.settle(parcel, [self._wire.read() for _ in parcel.commands])
+            except Unreachable:
+                done = False
+            if not done:
+                self._delivery.send(self._wire, parcel)

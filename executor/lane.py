@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from keyside.executor.batching import Batcher
+from keyside.executor.delivery import Parcel, Post
 from keyside.executor.model import Model
 from keyside.executor.protocol import Finished, Job
 from keyside.executor.runner import Runner
-from keyside.executor.wire import Wire
 from keyside.tensorstore.errors import KeysideError
 
 if TYPE_CHECKING:
@@ -88,39 +88,57 @@ class Lane(threading.Thread):
     def run(self) -> None:
         """Run batches until stopped."""
         wire = self._worker.new_wire(f"lane-{self.device}")
+        post = self._worker.new_post(wire)
         try:
-            while True:
-                work = self._next()
-                if work is None:
-                    return
+            while (work := self._next(post)) is not None:
                 ended, batch = work
                 if ended:
-                    self._worker.end_failed(wire, self.device, ended)
+                    self._deliver(post, self._worker.pack_failed(self.device, ended))
                 if batch is not None:
-                    self._run_batch(wire, *batch)
+                    self._run_batch(post, *batch)
         finally:
             wire.close()
 
-    def _next(self) -> tuple[list[Finished], tuple[Model, list[Job]] | None] | None:
-        with self._lock:
-            while True:
-                now = time.monotonic()
-                batch = self._batcher.take(now)
-                if batch is not None or self._ended:
-                    ended, self._ended = self._ended, []
-                    self.running = [] if batch is None else batch[1]
-                    return ended, batch
+    def _next(self, post: Post) -> tuple[list[Finished], tuple[Model, list[Job]] | None] | None:
+        while True:
+            with self._lock:
+                work = self._take()
+            if work is not None:
+                return work
+            self._settle(post)  # nothing to do meanwhile
+            with self._lock:
+                work = self._take()
+                if work is not None:
+                    return work
                 if self._stopping and not self._batcher.size:
                     return None
-                self._lock.wait(self._batcher.wait(now))
+                self._lock.wait(self._batcher.wait(time.monotonic()))
 
-    def _run_batch(self, wire: Wire, model: Model, batch: list[Job]) -> None:
+    def _take(self) -> tuple[list[Finished], tuple[Model, list[Job]] | None] | None:
+        batch = self._batcher.take(time.monotonic())
+        if batch is None and not self._ended:
+            return None
+        ended, self._ended = self._ended, []
+        self.running = [] if batch is None else batch[1]
+        return ended, batch
+
+    def _run_batch(self, post: Post, model: Model, batch: list[Job]) -> None:
         self._worker.wake_claim()
         ran = self._runner.run(model, batch)
         self.note_cost(ran.seconds, len(batch))
-        try:
-            self._worker.end_ran(wire, self.device, ran)
-        except KeysideError as error:
-            self._worker.log.error("batch not delivered", model=model.title, jobs=len(batch), error=str(error))
+        self._deliver(post, self._worker.pack_ran(self.device, ran))
         self.running = []
         self._worker.wake_claim()
+
+    def _deliver(self, post: Post, parcel: Parcel) -> None:
+        try:
+            post.put(parcel)
+        except KeysideError as error:
+            self._worker.log.error("not delivered", device=self.device, jobs=len(parcel.ended), error=str(error))
+
+    def _settle(self, post: Post) -> None:
+        try:
+            post.settle()
+        except KeysideError as error:
+            self._worker.log.error("not delivered", device=self.device, error=str(error))
+        self._worker.ended(self.device)

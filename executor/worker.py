@@ -12,7 +12,7 @@ import structlog
 from keyside import __version__
 from keyside.executor.batching import Batcher
 from keyside.executor.cache import ModelCache
-from keyside.executor.delivery import Delivery, Parcel
+from keyside.executor.delivery import Delivery, Parcel, Post
 from keyside.executor.install import ensure_library
 from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
@@ -255,17 +255,20 @@ class Worker:
 
     # --- for the lanes and the watchdog, on their threads
 
-    def end_ran(self, wire: Wire, device: str, ran: Ran) -> None:
-        """Deliver the jobs of a batch."""
-        self._delivery.send(wire, self._delivery.ran(device, ran))
-        self._ended(device)
+    def new_post(self, wire: Wire) -> Post:
+        """Return what sees parcels through on a connection of its own."""
+        return Post(self._delivery, wire)
 
-    def end_failed(self, wire: Wire, device: str, ended: Sequence[Finished]) -> None:
-        """Deliver jobs that did not run."""
-        self._delivery.send(wire, self._delivery.failed(device, ended))
-        self._ended(device)
+    def pack_ran(self, device: str, ran: Ran) -> Parcel:
+        """Return the parcel that ends the jobs of a batch."""
+        return self._delivery.ran(device, ran)
 
-    def _ended(self, device: str) -> None:
+    def pack_failed(self, device: str, ended: Sequence[Finished]) -> Parcel:
+        """Return the parcel that ends jobs that did not run."""
+        return self._delivery.failed(device, ended)
+
+    def ended(self, device: str) -> None:
+        """Look for the next job to take over if the last one that was has ended."""
         adopted = self._adopted.get(device)
         if adopted is not None and adopted not in self.held:
             del self._adopted[device]
@@ -299,7 +302,7 @@ class Worker:
         for entry_id in ids:
             self.held.pop(entry_id, None)
         self._lanes[device].drop(ids)
-        self._ended(device)
+        self.ended(device)
 
     def adopt(self, wire: Wire, device: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
         """Run a job that another executor has left behind, alone."""
