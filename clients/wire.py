@@ -16,6 +16,7 @@ from keyside.clients.endpoint import Endpoint
 from keyside.tensorstore.command import Command, encode
 from keyside.tensorstore.errors import Unreachable, from_reply
 from keyside.tensorstore.resp import NOT_READY, ReplyReader
+from keyside.tensorstore.sockets import limit_receive, limit_send
 
 __all__ = ["Wire"]
 
@@ -41,6 +42,8 @@ class Wire:
         self._tls = isinstance(self._socket, ssl.SSLSocket)
         self._idle = idle
         self._limit = -1.0
+        if self._socket is not None:
+            limit_send(self._socket, idle)
         self._reader = ReplyReader()
         self._used = time.monotonic()
         self._pid = os.getpid()
@@ -70,7 +73,7 @@ class Wire:
             Unreachable: the connection is gone.
         """
         pieces = encode(commands)
-        sock = self._open(self._idle)
+        sock = self._open()
         try:
             for piece in pieces:
                 size = len(piece)
@@ -95,8 +98,12 @@ class Wire:
             Unreachable: the connection is gone.
         """
         reader = self._reader
-        sock = self._open(self._idle + wait if limit is None else limit)
+        sock = self._open()
+        limit = self._idle + wait if limit is None else limit
         try:
+            if limit != self._limit:
+                limit_receive(sock, limit)
+                self._limit = limit
             while (reply := reader.gets()) is NOT_READY:
                 count = sock.recv_into(reader.get_buffer())
                 if not count:
@@ -122,16 +129,15 @@ class Wire:
             with contextlib.suppress(redis.RedisError, OSError):
                 connection.disconnect()
 
-    def _open(self, limit: float) -> socket.socket:
+    def _open(self) -> socket.socket:
         sock = self._socket
         if sock is None:
             raise Unreachable("the connection to the server is closed")
-        if limit != self._limit:
-            sock.settimeout(limit)
-            self._limit = limit
         return sock
 
     def _lost(self, error: Exception) -> None:
         self.close()
-        what = f"nothing came for {self._limit:g} s" if isinstance(error, TimeoutError) else str(error)
+        what = (
+            f"nothing came for {self._limit:g} s" if isinstance(error, TimeoutError | BlockingIOError) else str(error)
+        )
         raise Unreachable(f"the connection to the server was lost: {what}") from error

@@ -16,6 +16,7 @@ from redis.retry import Retry
 
 from keyside.tensorstore.errors import KeysideError, Unreachable, from_reply
 from keyside.tensorstore.resp import NOT_READY, Argument, ReplyReader, encode_many
+from keyside.tensorstore.sockets import limit_receive, limit_send
 
 __all__ = ["Wire"]
 
@@ -61,7 +62,8 @@ class Wire:
             raise Unreachable(f"cannot connect to the server: {error}") from error
         self._connection = connection
         self._socket = connection._sock  # noqa: SLF001  # redis-py hands out no socket
-        self._socket.settimeout(self._timeout)
+        limit_send(self._socket, self._timeout)
+        limit_receive(self._socket, self._timeout)
         self._reader = ReplyReader()
         self.client_id = int(self.call("CLIENT", "ID"))
 

@@ -83,7 +83,7 @@ end
 
 local function complete_count(stats, calls, duration, samples, errors)
   -- Counters that somebody spoilt are no reason to fail.
-  redis.pcall('HINCRBY', stats, 'calls', calls)
+  redis.pcall('HINCRBY', stats, 'calls', ('%d'):format(calls))
   redis.pcall('HINCRBY', stats, 'duration', duration)
   redis.pcall('HINCRBY', stats, 'samples', samples)
   if errors > 0 then
@@ -101,7 +101,7 @@ local function KS_COMPLETE(_, ARGV)
   local starts, deadlines = complete_walk(ARGV, count)
   local own = node.keys()
   local stream = own.jobs .. device
-  local mine = jobs.held(stream, consumer, ARGV[10], ARGV[starts[count]], held)
+  local mine = jobs.held(stream, consumer, ARGV[10], ARGV[starts[count]], ARGV[3])
   local now = node.now_ms()
   local counted = bytes ~= '0' and string.gmatch(bytes, '%d+')
   local released = 0
@@ -146,7 +146,7 @@ local function KS_COMPLETE(_, ARGV)
       redis.pcall('DECRBY', own.bytes .. device, released)
     end
     if model ~= '' then
-      complete_count(own.stats .. model, #ids, duration, samples, errors)
+      complete_count(own.stats .. model, #ids, ARGV[5], ARGV[6], errors)
     end
   end
   return table.concat(status)

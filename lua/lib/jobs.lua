@@ -91,6 +91,7 @@ function jobs.push(ticket, corr, text, expires)
     text = corr .. ' ' .. text
   end
   local pushed = redis.pcall('RPUSH', ticket, text)
+  expires = ('%d'):format(expires)
   if pushed == 1 then
     redis.call('PEXPIREAT', ticket, expires)
   elseif type(pushed) == 'number' then

@@ -6,6 +6,7 @@ local npy = {}
 npy.MAGIC = '\147NUMPY'
 -- Bytes to read from the front of a key so that the header of nearly every tensor is among them.
 npy.PREFIX = 256
+npy.PREFIX_END = '255' -- for GETRANGE, as text: see INLINE_END in lib/submit.lua
 npy.MAX_RANK = 32
 
 -- raw header -> header. Parsing costs some 20 look-ups, and a service sees few different headers. Bounded: when there
@@ -227,7 +228,7 @@ end
 
 --- Reads the header of the tensor in a key; raises NOTENSOR, WRONGTYPE or BADNPY.
 function npy.inspect(key)
-  local prefix = redis.pcall('GETRANGE', key, 0, npy.PREFIX - 1)
+  local prefix = redis.pcall('GETRANGE', key, '0', npy.PREFIX_END)
   if type(prefix) == 'table' then
     if prefix.err:find('WRONGTYPE', 1, true) then
       raise('WRONGTYPE', "key '" .. args.printable(key) .. "' holds another type, not a tensor")

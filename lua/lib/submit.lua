@@ -4,6 +4,8 @@
 local submit = {}
 
 local INLINE = 32768       -- inputs up to this ride in the entry
+-- As text: the server prints every number in a call with 17 digits, which takes longer than most commands.
+local INLINE_END = '32768'
 local CAPTURE_MAX = 67108864
 local MAX_JOBS = 10000     -- per device queue
 local MAX_BYTES = 1073741824
@@ -178,7 +180,7 @@ local function look(input)
   end
   local key = input.data
   -- One command for what is small, and that is nearly everything: a longer value shows by filling the range.
-  local start = redis.pcall('GETRANGE', key, 0, input.mode == 'REF' and npy.PREFIX - 1 or INLINE)
+  local start = redis.pcall('GETRANGE', key, '0', input.mode == 'REF' and npy.PREFIX_END or INLINE_END)
   if type(start) == 'table' then
     if string.find(start.err, 'WRONGTYPE', 1, true) then
       raise('WRONGTYPE', "input key '" .. args.printable(key) .. "' holds something else than a tensor")
@@ -204,7 +206,7 @@ end
 
 -- An output may replace nothing but a tensor.
 function submit.writable(key)
-  local start = redis.pcall('GETRANGE', key, 0, 5)
+  local start = redis.pcall('GETRANGE', key, '0', '5')
   if type(start) == 'table' then
     if string.find(start.err, 'WRONGTYPE', 1, true) then
       return "WRONGTYPE output key '" .. args.printable(key) .. "' holds something else than a tensor: delete it or name another"
@@ -233,7 +235,7 @@ local function repeated(own, request)
     return false
   end
   local name, bit = seen(own, request)
-  if redis.call('GETBIT', name, bit) == 0 then
+  if redis.call('GETBIT', name, ('%d'):format(bit)) == 0 then
     return false
   end
   if not request.ticket then
@@ -246,8 +248,8 @@ end
 local function take_number(own, request)
   if request.client then
     local name, bit, ms = seen(own, request)
-    redis.call('SETBIT', name, bit, 1)
-    redis.call('PEXPIRE', name, ms)
+    redis.call('SETBIT', name, ('%d'):format(bit), '1')
+    redis.call('PEXPIRE', name, ('%d'):format(ms))
   end
 end
 
