@@ -1,8 +1,10 @@
 """The ONNX backend: onnxruntime on CPU or CUDA."""
 
+import contextlib
 import importlib.util
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +19,7 @@ __all__ = ["OnnxBackend", "OnnxModel"]
 
 # What a session takes besides its weights, measured on small models.
 SESSION_BYTES: Final = 128 << 10
+LARGE_BYTES: Final = 1 << 20
 
 _DTYPES: Final = {
     "tensor(float16)": "FLOAT16",
@@ -134,7 +137,8 @@ def _session(blob: bytes, device: str, options: Mapping[str, Any], threads: int)
     settings = _session_options(options, threads)
     providers = _providers(ort, device, options)
     try:
-        session = ort.InferenceSession(blob, settings, providers=providers)
+        with _readable(blob) as source:
+            session = ort.InferenceSession(source, settings, providers=providers)
     except (ValueError, RuntimeError) as error:
         raise ModelFailed(_text(error)) from error
     except Exception as error:  # see OnnxModel.run
@@ -147,6 +151,26 @@ def _session(blob: bytes, device: str, options: Mapping[str, Any], threads: int)
         raise ModelFailed(f"onnxruntime could not start {wanted} for device {device}")
     session.disable_fallback()
     return session
+
+
+@contextlib.contextmanager
+def _readable(blob: bytes) -> Iterator[bytes | str]:
+    """Give what a session can be made of: large models as a file in memory.
+
+    From bytes, onnxruntime parses under the interpreter's lock, which stops every other thread for about a millisecond
+    per MB; from a file it does not.
+    """
+    if len(blob) < LARGE_BYTES or not hasattr(os, "memfd_create"):
+        yield blob
+        return
+    descriptor = os.memfd_create("keyside-model")
+    try:
+        view = memoryview(blob)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _session_options(options: Mapping[str, Any], threads: int) -> Any:
