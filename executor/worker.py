@@ -213,6 +213,11 @@ class Worker:
             else:
                 queued.append((model, job))
         lane.put(queued)
+        self._run_here(device, inline, now)
+
+    def _run_here(self, device: str, inline: Batcher, now: float) -> None:
+        """Run what is quick on this thread."""
+        lane = self._lanes[device]
         unsent = 0.0
         while (batch := inline.take(now)) is not None:
             model, together = batch
