@@ -29,10 +29,13 @@ class AsyncPending:
         error: of a value that was to be stored before the call.
         left: nobody waits for it any more.
         sent: the server has accepted it.
+        reading: reads what the reply stands for, once somebody has asked for that.
         refused: how often the server has said TRYAGAIN, less how often it has said so on the list too.
     """
 
-    __slots__ = ("_accepted", "ends", "error", "future", "job", "left", "refused", "request", "sent", "timer")
+    __slots__ = (
+        "_accepted", "ends", "error", "future", "job", "left", "reading", "refused", "request", "sent", "timer",
+    )  # fmt: skip
 
     def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
@@ -42,6 +45,7 @@ class AsyncPending:
         self.error: KeysideError | None = None
         self.left = False
         self.sent = False
+        self.reading: asyncio.Future[Any] | None = None
         self.refused = 0
         self.timer: asyncio.TimerHandle | None = None
         self._accepted: asyncio.Future[None] | None = None

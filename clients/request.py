@@ -12,12 +12,14 @@ from keyside.tensorstore.commands import Submit
 from keyside.tensorstore.errors import KeysideError, TimedOut, TryAgain, Unreachable
 
 __all__ = [
+    "KEPT_S",
     "MARGIN_S",
     "Identity",
     "Request",
     "accepted",
     "may_retry",
     "not_answered",
+    "not_fetched",
     "pauses",
     "reply_lost",
     "who_serves",
@@ -25,6 +27,9 @@ __all__ = [
 
 MARGIN_S = 0.5
 """At its deadline a job is answered TIMEDOUT: this long that answer may take to arrive."""
+
+KEPT_S = 10.0
+"""The server keeps a reply for this long after the job's deadline."""
 
 _PAUSE_S, _PAUSE_MAX_S = 0.02, 1.0
 
@@ -129,6 +134,14 @@ def reply_lost(request_timeout: float) -> TimedOut:
     """Say that a job has ended but its reply was taken by a connection that broke."""
     return TimedOut(
         f"no answer within {request_timeout:g} s: the job has ended, but its reply was lost with a broken connection"
+    )
+
+
+def not_fetched(request_timeout: float) -> TimedOut:
+    """Say that a job has ended but its reply was asked for too late."""
+    return TimedOut(
+        f"the result was not fetched in time: the job has ended, and a reply is kept until {KEPT_S:g} s after the "
+        f"deadline of a job, which was {request_timeout:g} s after the submit"
     )
 
 

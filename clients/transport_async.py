@@ -5,7 +5,7 @@ Requests name one list, the mailbox, for all their replies; one connection does 
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from keyside.clients.channel import Channel, ignore
@@ -258,6 +258,24 @@ class AsyncTransport:
             raise TimedOut(f"no reply within {timeout:g} s; the job goes on")
         return pending.future.result()
 
+    async def result(
+        self,
+        pending: AsyncPending,
+        read: Callable[[bytes], Awaitable[Any]],
+        timeout: float | None,  # noqa: ASYNC109  # as the blocking one
+    ) -> Any:
+        """Wait for the reply and return what is read from it; that is done once, however many ask.
+
+        Raises:
+            KeysideError: as of `wait`, or of `read`; after that the next caller reads it anew.
+        """
+        reply = await self.wait(pending, timeout)
+        if pending.reading is None:
+            # In a task of its own: a caller that is cancelled must not take it from the others.
+            pending.reading = asyncio.ensure_future(read(reply))
+            pending.reading.add_done_callback(lambda task: _forget_failure(pending, task))
+        return await asyncio.shield(pending.reading)
+
     async def arrived(self, pending: AsyncPending) -> bool:
         """Whether the reply has come, or will not come any more."""
         return pending.future.done()
@@ -293,6 +311,12 @@ class AsyncTransport:
         finally:
             for pending in flights.values():
                 mailbox.leave(pending)
+
+
+def _forget_failure(pending: AsyncPending, reading: "asyncio.Future[Any]") -> None:
+    """Let the next caller read a reply that could not be read; nobody need ask for the error."""
+    if reading.cancelled() or reading.exception() is not None:
+        pending.reading = None
 
 
 def _close_unused(task: "asyncio.Task[Channel]") -> None:

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.request import (
+    KEPT_S,
     MARGIN_S,
     Identity,
     Request,
     accepted,
     may_retry,
     not_answered,
+    not_fetched,
     pauses,
     reply_lost,
     who_serves,
@@ -43,9 +45,10 @@ class SyncPending:
         request: as it was submitted.
         job: its id; empty if a lost connection took it along.
         reply: what has come, once it has; an error is raised where the reply is asked for.
+        found: what was read from the reply, once it has been.
     """
 
-    __slots__ = ("_lock", "ends", "job", "reply", "request", "ticket")
+    __slots__ = ("_lock", "ends", "found", "job", "reply", "request", "ticket")
 
     def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float) -> None:
         self.request = request
@@ -54,6 +57,7 @@ class SyncPending:
         self.job = job
         self.ends = ends
         self.reply: bytes | KeysideError | None = None
+        self.found: list[Any] = []
         self._lock = threading.Lock()
 
     @property
@@ -241,8 +245,14 @@ class SyncTransport:
         if temporaries:
             self.forget((plain.unlink(temporaries),))
 
-    def give_up(self, request: Request, ticket: bytes, job: bytes) -> bytes:
+    def give_up(self, request: Request, ticket: bytes, job: bytes, ends: float = float("inf")) -> bytes:
         """Take a job back that nobody has answered.
+
+        Args:
+            request: as it was submitted.
+            ticket: where its reply comes.
+            job: its id; empty if a lost connection took it along.
+            ends: its deadline by `time.monotonic`, if the reply may have been asked for late.
 
         Returns:
             Its reply, if that has come meanwhile.
@@ -258,6 +268,8 @@ class SyncTransport:
             late = self.call(plain.lpop(ticket))
         if late is not None:
             return bytes(late)
+        if (ended or not job) and time.monotonic() >= ends + KEPT_S:
+            raise not_fetched(request.timeout)
         if ended:
             raise reply_lost(request.timeout)
         device = job.decode("ascii", "replace").partition("/")[0]
@@ -316,7 +328,7 @@ class SyncTransport:
                         wire.send((waiting,))
                         pending.reply = waiting.result(wire.read(max(seconds, 0)))
                     if pending.reply is None and time.monotonic() >= last:
-                        pending.reply = self.give_up(pending.request, pending.ticket, pending.job)
+                        pending.reply = self.give_up(pending.request, pending.ticket, pending.job, pending.ends)
                 except Unreachable:
                     if time.monotonic() >= min(last, until):
                         raise
@@ -329,6 +341,18 @@ class SyncTransport:
         if isinstance(pending.reply, KeysideError):
             raise pending.reply
         return pending.reply
+
+    def result(self, pending: SyncPending, read: Callable[[bytes], Any], timeout: float | None) -> Any:
+        """Wait for the reply and return what is read from it; that is done once, however many ask.
+
+        Raises:
+            KeysideError: as of `wait`, or of `read`; after that the next caller reads it anew.
+        """
+        reply = self.wait(pending, timeout)
+        with pending.lock:
+            if not pending.found:
+                pending.found.append(read(reply))
+            return pending.found[0]
 
     def arrived(self, pending: SyncPending) -> bool:
         """Whether the reply has come, or will not come any more."""

@@ -16,6 +16,10 @@ from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
 __all__ = ["Delivery", "Parcel", "Post"]
 
 
+# What a server says that cannot take a write now; from a function it may stand behind an ERR.
+NOT_NOW = frozenset(("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOREPLICAS", "MISCONF"))
+
+
 class Parcel:
     """Commands that end jobs, until the server has answered them.
 
@@ -104,7 +108,7 @@ class Delivery:
             error = as_error(status)
             if isinstance(error, LibraryMissing):
                 return False
-            if str(status).startswith(("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY ")):
+            if NOT_NOW & set(str(status).split()[:2]):
                 raise Unreachable(str(status))
             self._log.error("completion refused", error=str(error), jobs=len(parcel.ended))
             self._forget(parcel)

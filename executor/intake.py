@@ -1,5 +1,6 @@
 """From a claimed entry to a job that can run: read with distrust, inputs fetched, model found."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,11 +41,16 @@ class Intake:
         self._lanes = lanes
         self._end = end
         self._node = keys.NodeKeys()
+        self._parked = Counter[str]()
         self._log = structlog.get_logger()
 
     def serve(self, node: keys.NodeKeys) -> None:
         """Take note of which node it is."""
         self._node = node
+
+    def parked(self, device: str) -> int:
+        """Return how many jobs of a device wait for a model to be loaded."""
+        return self._parked[device]
 
     def parse(self, wire: Wire, device: str, entry_id: bytes, fields: Any) -> Job | None:
         """Read an entry; one that the function library has not made is dropped."""
@@ -77,6 +83,7 @@ class Intake:
         # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
         model = self._cache.get_ready(job.model.decode())
         if model is None:
+            self._parked[job.device] += 1
             self._cache.request(self._ref(job), lambda loaded, error: self._loaded(job, loaded, error))
             return None
         return model if self._fits(model, job) else None
@@ -99,12 +106,16 @@ class Intake:
 
     def _loaded(self, job: Job, model: Model | None, error: KeysideError | None) -> None:
         """Go on with a job that waited for its model; called on a loader thread."""
-        if model is None:
+        self._parked[job.device] -= 1
+        if isinstance(error, Unreachable | TryAgain):
+            # Nothing is wrong with the job: once its lease has ended somebody, maybe this executor, takes it over.
+            self._held.pop(job.id, None)
+        elif model is None:
             if isinstance(error, BadModel):
                 # What a submit will say from now on.
                 name = f"{job.key.decode(errors='replace')}@{job.version}"
                 error = ModelFailed(f"model '{name}' failed to load: {error}")
-            self._fail(job, error or TryAgain("the model was not loaded"))
+            self._fail(job, error or ModelFailed("the model was not loaded"))
         elif self._fits(model, job):
             self._lanes[job.device].put([(model, job)])
 

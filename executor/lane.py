@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Lane"]
 
+SOON_S = 0.02
+"""A run shorter than this may begin before the server has confirmed the end of the last one."""
 HOLD_S = 0.05
 """How much work, in seconds, may wait here: the more, the less is left for other executors."""
 
@@ -124,6 +126,8 @@ class Lane(threading.Thread):
 
     def _run_batch(self, post: Post, model: Model, batch: list[Job]) -> None:
         self._worker.wake_claim()
+        if not 0.0 < model.run_s < SOON_S:
+            self._settle(post)  # callers of the last batch must not wait for this one if the connection is dead
         ran = self._runner.run(model, batch)
         self.note_cost(ran.seconds, len(batch))
         self._deliver(post, self._worker.pack_ran(self.device, ran))
@@ -135,6 +139,7 @@ class Lane(threading.Thread):
             post.put(parcel)
         except KeysideError as error:
             self._worker.log.error("not delivered", device=self.device, jobs=len(parcel.ended), error=str(error))
+        self._worker.ended(self.device)
 
     def _settle(self, post: Post) -> None:
         try:

@@ -19,7 +19,7 @@ from keyside.executor.settings import Settings
 from keyside.executor.sharing import Sharing, fingerprint
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore import keys
-from keyside.tensorstore.errors import KeysideError, ModelFailed, NoModel, Unreachable
+from keyside.tensorstore.errors import BadModel, KeysideError, ModelFailed, NoModel, Unreachable
 from keyside.tensorstore.records import ModelInfo, VersionInfo
 
 __all__ = ["Loader"]
@@ -47,10 +47,13 @@ class Loader:
         Raises:
             KeysideError: it cannot be had or cannot be loaded; the text is for callers.
         """
-        wire = self._wire()
-        info, uid = self._describe(wire, ref)
         key = str(ref.context)
-        blob, digest = self._fetch(wire, key, uid, info)
+        try:
+            info, uid, (blob, digest) = self._read(ref, key)
+        except Unreachable:
+            # The connection was idle for long, perhaps; the server may well be there.
+            self._wire().close()
+            info, uid, (blob, digest) = self._read(ref, key)
         backend = base.find(info.backend)
         settings = self._settings
 
@@ -106,6 +109,16 @@ class Loader:
         if not wire.connected:
             wire.connect()
         return wire
+
+    def _read(self, ref: ModelRef, key: str) -> tuple[VersionInfo, str, blobs.Blob]:
+        wire = self._wire()
+        info, uid = self._describe(wire, ref)
+        if info.size > self._settings.memory_budget:
+            raise BadModel(
+                f"the model has {info.size:,} bytes, more than this executor's memory budget of "
+                f"{self._settings.memory_budget:,} (KEYSIDE_MEMORY_BUDGET)"
+            )
+        return info, uid, self._fetch(wire, key, uid, info)
 
     def _describe(self, wire: Wire, ref: ModelRef) -> tuple[VersionInfo, str]:
         uid, _, version = ref.id.rpartition("-")

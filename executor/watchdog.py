@@ -48,6 +48,7 @@ class Watchdog(threading.Thread):
         self._peeked: dict[str, list[tuple[int, bytes]]] = {device: [] for device in self._settings.devices}
         self._peeked_to: dict[str, bytes] = {}
         self.last_beat = 0.0
+        self.shared: set[str] = set()  # queues that other executors serve as well
 
     def now_ms(self) -> float:
         """Return the server's time in ms, a little behind and never ahead of it; 0 before the first heartbeat."""
@@ -112,6 +113,14 @@ class Watchdog(threading.Thread):
         self.last_beat = after
         return bytes(reply[1])
 
+    def _look_for_others(self) -> None:
+        devices = self._settings.devices
+        streams = [self._worker.node.jobs(device) for device in devices]
+        replies = self._wire.call_many([(b"XINFO", b"CONSUMERS", stream, GROUP) for stream in streams])
+        self.shared = {
+            device for device, found in zip(devices, replies, strict=True) if isinstance(found, list) and len(found) > 1
+        }
+
     def _describe(self) -> dict[str, Any]:
         worker = self._worker
         stats = worker.cache.stats()
@@ -145,6 +154,7 @@ class Watchdog(threading.Thread):
             self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_beat:
             tag = self.beat(self._wire)
+            self._look_for_others()
             if tag != worker.node.tag:
                 worker.moved(tag)
             self._next_beat = now + self._settings.beat_ms / 1000

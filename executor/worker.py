@@ -33,6 +33,7 @@ BLOCK_MS = 5000
 TICK = 0.05
 START_S = 30.0
 LINGER_S = 0.0005
+PARKED_MAX = 16
 
 
 class Worker:
@@ -46,7 +47,6 @@ class Worker:
         held: the jobs that it has claimed and not ended, by entry id.
         stopping: set to drain and stop.
         claiming: whether it may be blocked in a claim.
-        partial: whether that claim leaves out a queue that had no room.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,7 +57,7 @@ class Worker:
         self.held: dict[bytes, Job] = {}
         self.stopping = threading.Event()
         self.claiming = False
-        self.partial = False
+        self._left_out: list[str] = []  # queues that had no room when the claim under way was made
         self.node = keys.NodeKeys()  # until the server has said which node it is
         self._moved_to = b""
         self.metrics = Metrics(
@@ -120,12 +120,12 @@ class Worker:
         streams: list[bytes] = []
         count = 0
         for stream, device in self._streams.items():
-            room = self._lanes[device].room(self.settings.claim)
+            room = self._room_of(device)
             if room > 0:
                 streams.append(stream)
                 count = max(count, room)
+        self._left_out = [device for stream, device in self._streams.items() if stream not in streams]
         self.claiming = bool(streams)
-        self.partial = len(streams) < len(self._streams)
         if not streams or self.stopping.is_set():
             self.claiming = False
             self._flush()
@@ -156,6 +156,14 @@ class Worker:
             del self._sent[0]
             if not self._delivery.settle(parcel, answers):
                 self._outbox.append(parcel)
+
+    def _room_of(self, device: str) -> int:
+        """Return how many jobs to claim for a device now."""
+        # What waits for a load would keep others waiting if there were no other executor; where there is one, it may be
+        # warm, and is left the rest.
+        if device in self.watchdog.shared and self._intake.parked(device) >= PARKED_MAX:
+            return 0
+        return self._lanes[device].room(self.settings.claim)
 
     def _take(self, reply: Any) -> None:
         """Accept what a claim has brought."""
@@ -276,7 +284,7 @@ class Worker:
         """Look for the next job to take over if the last one that was has ended."""
         adopted = self._adopted.get(device)
         if adopted is not None and adopted not in self.held:
-            del self._adopted[device]
+            self._adopted.pop(device, None)  # lanes and the watchdog may come here at once
             self.watchdog.kick()
 
     def wake_claim(self) -> None:
@@ -291,7 +299,7 @@ class Worker:
 
     def has_room(self) -> bool:
         """Whether a queue that the claim under way leaves out could be claimed from now."""
-        return self.partial and all(lane.room(self.settings.claim) > 0 for lane in self._lanes.values())
+        return any(self._room_of(device) > 0 for device in self._left_out)
 
     def busy(self, device: str) -> bool:
         """Whether jobs of the device may have to wait before they are claimed."""
@@ -425,6 +433,9 @@ class Worker:
         """End what was claimed, as far as the time for it goes, and leave."""
         self.log.info("stopping", held=len(self.held))
         deadline = time.monotonic() + self.settings.drain_s
+        patience = threading.Timer(self.settings.drain_s, self._gave_up.set)
+        patience.daemon = True
+        patience.start()
         try:
             self._flush()
             while self.held and time.monotonic() < deadline:
@@ -432,6 +443,7 @@ class Worker:
                 self._room.clear()
         except KeysideError as error:
             self.log.warning("not everything was delivered", error=str(error))
+        patience.cancel()
         self._gave_up.set()
         for lane in self._lanes.values():
             lane.stop()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from keyside.tensorstore import dtypes, keys, npy
 from keyside.tensorstore.command import Command, Name, Value, nothing, same, text, to_bytes
-from keyside.tensorstore.errors import BadArg, NoModel, NoTensor, WrongType
+from keyside.tensorstore.errors import BadArg, InputLost, NoModel, NoTensor, WrongType
 from keyside.tensorstore.records import ModelInfo, Signature
 
 _STAGED_MS = 60_000
@@ -54,6 +54,20 @@ def get_value(key: Name) -> Command[NDArray[Any]]:
         if reply is None:
             raise NoTensor(f"there is no key {text(key)!r}")
         _check_magic(key, reply)
+        return array(reply)
+
+    return Command((b"GET", to_bytes(key)), parse, repeatable=True, bulk=True)
+
+
+def get_output(key: Name) -> Command[NDArray[Any]]:
+    """Read an output that a reply names, into memory of its own."""
+
+    def parse(reply: Any) -> NDArray[Any]:
+        if reply is None:
+            raise InputLost(
+                f"an output is gone: one above 32 KiB is kept for {_STAGED_MS // 1000} s after the run, and was fetched "
+                "later than that, or evicted; run it again, or name keys for the outputs"
+            )
         return array(reply)
 
     return Command((b"GET", to_bytes(key)), parse, repeatable=True, bulk=True)
@@ -108,6 +122,11 @@ def read_meta(key: Name, prefix: bytes, total: int) -> TensorMeta:
 def exists(key: Name) -> Command[bool]:
     """Ask whether a key exists."""
     return Command((b"EXISTS", to_bytes(key)), bool, repeatable=True)
+
+
+def is_model(key: Name) -> Command[bool]:
+    """Ask whether a key holds a model; the reply is WRONGTYPE if it is not even a hash."""
+    return Command((b"HGET", to_bytes(key), b"type"), lambda reply: reply == b"model", repeatable=True)
 
 
 def unlink(names: Sequence[Name]) -> Command[int]:

@@ -23,7 +23,6 @@ class AsyncHandle:
         self._transport = transport
         self._pending = pending
         self._read = read
-        self._result: list[Any] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.job_id}>"
@@ -38,7 +37,10 @@ class AsyncHandle:
         return await self._transport.arrived(self._pending)
 
     async def result(self, timeout: float | None = None) -> Any:
-        """Wait for the result.
+        """Wait for the result. It may be asked for any number of times, and by several callers at once.
+
+        Ask in time: the server keeps the result until 10 s after the job's deadline, and outputs above 32 KiB for only
+        60 s after the run, whatever the deadline. What has been returned once, the handle keeps.
 
         Args:
             timeout: seconds to wait at most; None: until the job's own deadline.
@@ -47,12 +49,12 @@ class AsyncHandle:
             As of `predict`; None if the results went to keys.
 
         Raises:
-            TimedOut: it has not come; if the job's own deadline has not passed, it goes on.
+            TimedOut: it has not come; if the job's own deadline has not passed, it goes on. Or the job has ended, but
+                its result was asked for too late.
+            InputLost: an output was asked for too late, or the server has evicted it.
             KeysideError: the job failed.
         """
-        if not self._result:
-            self._result.append(await self._read(await self._transport.wait(self._pending, timeout)))
-        return self._result[0]
+        return await self._transport.result(self._pending, self._read, timeout)
 
     async def cancel(self) -> bool:
         """Take the job back.

@@ -21,7 +21,6 @@ class Handle:
         self._transport = transport
         self._pending = pending
         self._read = read
-        self._result: list[Any] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.job_id}>"
@@ -36,7 +35,10 @@ class Handle:
         return self._transport.arrived(self._pending)
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the result.
+        """Wait for the result. It may be asked for any number of times, and by several callers at once.
+
+        Ask in time: the server keeps the result until 10 s after the job's deadline, and outputs above 32 KiB for only
+        60 s after the run, whatever the deadline. What has been returned once, the handle keeps.
 
         Args:
             timeout: seconds to wait at most; None: until the job's own deadline.
@@ -45,12 +47,12 @@ class Handle:
             As of `predict`; None if the results went to keys.
 
         Raises:
-            TimedOut: it has not come; if the job's own deadline has not passed, it goes on.
+            TimedOut: it has not come; if the job's own deadline has not passed, it goes on. Or the job has ended, but
+                its result was asked for too late.
+            InputLost: an output was asked for too late, or the server has evicted it.
             KeysideError: the job failed.
         """
-        if not self._result:
-            self._result.append(self._read(self._transport.wait(self._pending, timeout)))
-        return self._result[0]
+        return self._transport.result(self._pending, self._read, timeout)
 
     def cancel(self) -> bool:
         """Take the job back.

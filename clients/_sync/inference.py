@@ -113,6 +113,9 @@ class Inference(Base):
     ) -> Handle:
         """Submit a job and return once the server has accepted it.
 
+        A result that comes back by the handle is kept until 10 s after the deadline, and outputs above 32 KiB for only
+        60 s after the run, whatever the deadline: for longer than that, name keys for them.
+
         Args:
             target: as for `predict`.
             inputs: as for `predict`, or with `outputs` as for `execute`.
@@ -222,7 +225,7 @@ class Inference(Base):
         staged = [value for value in found.outputs.values() if isinstance(value, str)]
         fetched: dict[str, NDArray[Any]] = {}
         if staged:
-            batch: list[Command[Any]] = [*map(plain.get_value, staged), plain.unlink(staged)]
+            batch: list[Command[Any]] = [*map(plain.get_output, staged), plain.unlink(staged)]
             arrays = self._transport.call_many(batch)
             fetched = dict(zip(staged, arrays, strict=False))
         return {

@@ -1,7 +1,7 @@
 # Do not change this file: it is made from clients/_async/tensors.py by tools/unasync.py.
 """Tensors in the database."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from keyside.clients._sync.base import Base
 from keyside.tensorstore import npy, plain
 from keyside.tensorstore.command import Name, text, to_bytes
-from keyside.tensorstore.errors import BadArg, NoTensor, ServerError, TooBig
+from keyside.tensorstore.errors import BadArg, NoTensor, ServerError, TooBig, WrongType
 from keyside.tensorstore.plain import TensorMeta
 
 __all__ = ["Tensors"]
@@ -24,6 +24,8 @@ class Tensors(Base):
 
     def set(self, key: Name, value: object, *, ex: float | None = None, px: int | None = None) -> None:
         """Write a tensor; what the key held before goes, with its time to live.
+
+        Whatever it held: this is a plain SET, which also replaces a key of another type, even a model.
 
         Args:
             key: where to; names that begin with `ks:{` are Keyside's own.
@@ -85,8 +87,25 @@ class Tensors(Base):
 
         Returns:
             How many of them there were.
+
+        Raises:
+            WrongType: one of them is a model; then none was deleted.
         """
-        return self._transport.call(plain.unlink(names)) if names else 0
+        if not names:
+            return 0
+        self._no_models(names, "delete it with delete_model")
+        return self._transport.call(plain.unlink(names))
+
+    def _no_models(self, names: Sequence[Name], instead: str) -> None:
+        """See that none of these keys is a model: a model that goes like any key leaves its parts behind."""
+        batch = [plain.is_model(name) for name in names]
+        for name, command, reply in zip(names, batch, self._transport.replies(batch), strict=True):
+            try:
+                found = command.result(reply)
+            except WrongType:
+                continue  # no hash
+            if found:
+                raise WrongType(f"key {text(name)!r} holds a model: {instead}")
 
     def copy(self, source: Name, destination: Name, *, replace: bool = False) -> bool:
         """Copy a tensor.
@@ -101,7 +120,10 @@ class Tensors(Base):
 
         Raises:
             NoTensor: there is no `source`.
+            WrongType: `destination` is a model, which does not go with `replace` either.
         """
+        if replace:
+            self._no_models((_own(destination),), "delete it with delete_model before another takes its name")
         batch = (plain.copy(source, _own(destination), replace=replace), plain.exists(source))
         copied, there = self._transport.call_many(batch)
         if not there and not copied:
@@ -113,7 +135,10 @@ class Tensors(Base):
 
         Raises:
             NoTensor: there is no `source`.
+            WrongType: one of them is a model.
         """
+        _own(destination)
+        self._no_models((source, destination), "models cannot be renamed or replaced, see store and delete_model")
         try:
             self._transport.call(plain.rename(source, _own(destination)))
         except ServerError as error:
