@@ -268,10 +268,9 @@ class SyncTransport:
             late = self.call(plain.lpop(ticket))
         if late is not None:
             return bytes(late)
-        if (ended or not job) and time.monotonic() >= ends + KEPT_S:
-            raise not_fetched(request.timeout)
         if ended:
-            raise reply_lost(request.timeout)
+            late_caller = time.monotonic() >= ends + KEPT_S
+            raise not_fetched(request.timeout) if late_caller else reply_lost(request.timeout)
         device = job.decode("ascii", "replace").partition("/")[0]
         raise not_answered(request.timeout, job, self.who_serves(device))
 

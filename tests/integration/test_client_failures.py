@@ -182,7 +182,7 @@ async def test_a_server_that_says_nothing(connect: Connect, redis_own: Server) -
     redis_own.pause()
     try:
         with pytest.raises(errors.Unreachable, match=r"nothing came for 0\.3 s|[Tt]imeout"):
-            await client.rename("x", "y")
+            await client.copy("x", "y")
         with pytest.raises(errors.Unreachable, match=r"[Tt]imeout"):
             await client.get("x")
     finally:

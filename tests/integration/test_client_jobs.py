@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import redis as redis_py
 from tests import models, more_models, raw
-from tests.clients import Connect, connector
+from tests.clients import Blocking, Connect, connector
 from tests.executors import Executor
 
 from keyside import Key, errors
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 Y = X * 2 + 1
+BIG = np.random.default_rng(1).random((20_000, 4), np.float32)
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
@@ -92,6 +93,67 @@ async def test_a_handle_that_nobody_asks(client: Any) -> None:
     await client.store("table", models.fails_out_of_range())
     await client.submit("table", [99])
     await client.predict("affine", X)
+
+
+async def ended(handle: Any) -> None:
+    for _ in range(1000):
+        if await handle.done():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the job does not end")
+
+
+async def test_a_reply_that_was_asked_for_too_late(client: Any, db: redis_py.Redis) -> None:
+    handle = await client.submit("affine", X, timeout=5)
+    await ended(handle)
+    if isinstance(client, Blocking):  # the other takes the reply as it comes
+        ticket = handle.inner._pending.ticket
+        assert 5000 < db.pttl(ticket) <= 15_100
+        # What is so a moment after the reply has gone.
+        db.delete(ticket)
+        handle.inner._pending.ends -= 15.1
+        for _ in range(2):
+            with pytest.raises(errors.TimedOut, match="not fetched in time.* until 10 s after the deadline"):
+                await handle.result()
+        assert await handle.done()
+    else:
+        assert np.array_equal(await handle.result(), Y)
+
+
+async def test_a_large_output_that_was_asked_for_too_late(client: Any, db: redis_py.Redis) -> None:
+    handle = await client.submit("affine", BIG)
+    await ended(handle)
+    outputs = db.keys("ks:{*}:out:*")
+    assert len(outputs) == 1
+    assert 50_000 < db.pttl(outputs[0]) <= 60_000
+    db.delete(*outputs)
+    for _ in range(2):
+        with pytest.raises(errors.InputLost, match="kept for 60 s after the run") as caught:
+            await handle.result()
+        assert "ks:{" not in str(caught.value)
+
+
+async def test_several_wait_for_one_handle(client: Any, executor: Executor, db: redis_py.Redis) -> None:
+    with raw.paused(executor):
+        handle = await client.submit("affine", BIG)
+        waiters = [asyncio.ensure_future(handle.result()) for _ in range(5)]
+        await asyncio.sleep(0.02)
+        waiters.pop(0).cancel()
+    for found in await asyncio.gather(*waiters):
+        assert np.array_equal(found, BIG * 2 + 1)
+    assert not db.keys("ks:{*}:out:*")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_waiter_that_is_cancelled_takes_nothing_from_the_others(client: Any, turns: int) -> None:
+    handle = await client.submit("affine", BIG)
+    await ended(handle)
+    first, second = (asyncio.ensure_future(handle.result()) for _ in range(2))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    first.cancel()
+    assert np.array_equal(await second, BIG * 2 + 1)
+    assert np.array_equal(await handle.result(), BIG * 2 + 1)
 
 
 # --- many

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis as redis_py
-from tests import raw
+from tests import models, raw
 from tests.clients import Connect, connector
 from tests.servers import Server
 
@@ -151,6 +151,29 @@ async def test_copy_rename_exists_delete(client: Any) -> None:
         await client.copy("missing", "y")
     with pytest.raises(errors.NoTensor):
         await client.rename("missing", "y")
+
+
+async def test_models_do_not_go_like_tensors(client: Any, db: redis_py.Redis) -> None:
+    await client.store("m", models.affine(), wait=False)
+    await client.set("x", [1])
+    db.hset("hash", "field", 1)
+    db.rpush("list", 1)
+    for call in (
+        client.delete("x", "list", "m"),
+        client.copy("x", "m", replace=True),
+        client.rename("x", "m"),
+        client.rename("m", "y"),
+    ):
+        with pytest.raises(errors.WrongType, match="'m' holds a model: .*delete_model"):
+            await call
+    assert not await client.copy("x", "m")
+    assert db.type("m") == b"hash"
+    assert await client.get("x") == [1]
+    assert not await client.exists("y")
+    assert await client.copy("x", "hash", replace=True)
+    await client.rename("x", "list")
+    assert await client.delete("hash", "list", "missing") == 2
+    await client.delete_model("m")
 
 
 async def test_names_of_our_own_keys_are_refused(client: Any) -> None:
