@@ -14,25 +14,26 @@ local function AI_MODELDEL(KEYS, ARGV)
   if word and (string.upper(word) ~= 'VERSION' or not asked or ARGV[3]) then
     raise('BADARG', 'only VERSION n may follow the model key')
   end
+  local own = node.keys()
+  if not asked and not models.uid(key) then
+    catalog.forget(own, key)
+  end
   local uid = models.existing_uid(key)
   local last = tonumber(redis.call('HGET', key, 'last'))
-  local own = node.keys()
   if asked then
     local version = models.version(key, asked)
     models.remove(own, key, uid, version)
-    local left = false
-    for n = 1, last do
-      left = left or redis.call('HEXISTS', key, n .. ':state') == 1
-    end
-    if left then
-      models.choose_default(key)
-      catalog.update(own, key, version)
-      return redis.status_reply('OK')
+    for n = last, 1, -1 do
+      if redis.call('HEXISTS', key, n .. ':state') == 1 then
+        models.choose_default(key)
+        catalog.update(own, key, version)
+        return redis.status_reply('OK')
+      end
     end
   else
     for n = 1, last do
       if redis.call('HEXISTS', key, n .. ':state') == 1 then
-        models.remove(own, key, uid, tostring(n))
+        models.remove(own, key, uid, tostring(n), true)
       end
     end
   end

@@ -43,7 +43,7 @@ local function modelexecute_parsed(KEYS, ARGV)
     raise('BADARG', "OUTPUTS not specified after the input keys" .. (ARGV[i] and ": got '" .. args.printable(ARGV[i]) .. "'" or ''))
   end
   request.outputs, i = submit.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
-  submit.options(ARGV, i, request)
+  submit.all_options(ARGV, i, request)
   return submit.run(request)
 end
 

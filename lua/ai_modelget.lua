@@ -2,7 +2,7 @@
 -- KEYS[1] key            the model
 -- ARGV[1..] options      [VERSION n] [META] [BLOB | CHUNKS]; neither META nor BLOB nor CHUNKS: META BLOB
 -- Returns: META: the flat list of docs/protocol.md; BLOB alone: the bytes; CHUNKS: the keys that hold them, in order
--- Errors: BADARG NOMODEL WRONGTYPE TOOBIG
+-- Errors: BADARG NOMODEL WRONGTYPE TOOBIG UPLOADLOST
 -- Flags: no-writes allow-cross-slot-keys
 
 local function modelget_blob(key, uid, version)
@@ -12,7 +12,8 @@ local function modelget_blob(key, uid, version)
   end
   local parts = {}
   for i, name in ipairs(models.chunks(key, uid, version)) do
-    parts[i] = redis.call('GET', name) or ''
+    parts[i] = redis.call('GET', name) or raise('UPLOADLOST', ("chunk %d of the blob of '%s@%s' has gone, deleted, evicted or expired: store the model again")
+      :format(i - 1, args.printable(key), version))
   end
   return table.concat(parts)
 end

@@ -112,19 +112,19 @@ local function modelstore_check(spec)
   end
 end
 
--- The version that has this content and these settings already, unless it failed.
-local function modelstore_same(key, last, content, settings)
-  for version = last, 1, -1 do
-    local got = models.get(key, version, 'state', 'backend', 'device', 'tag', 'batchsize', 'minbatchsize',
-      'minbatchtimeout', 'inputs', 'outputs', 'options', 'sha1', 'digest', 'expected')
-    if got[1] and got[1] ~= 'failed' and (got[11] == content or got[12] == content or got[13] == content) then
-      local same = true
-      for i = 1, 9 do
-        same = same and got[i + 1] == settings[i]
-      end
-      if same then
-        return version
-      end
+-- Chunks of an upload that nobody needs, since the version is there. Those without a TTL belong to a version that loads:
+-- to this very one, where a call is only repeated.
+local function modelstore_drop(key, version, spec)
+  if models.get(key, version, 'upload')[1] == spec.upload then
+    return
+  end
+  for i = 0, spec.chunks - 1 do
+    local name = keys.upload(key, spec.upload, i)
+    local ttl = redis.call('PTTL', name)
+    if ttl == -2 then
+      return
+    elseif ttl ~= -1 then
+      redis.call('UNLINK', name)
     end
   end
 end
@@ -171,17 +171,18 @@ local function AI_MODELSTORE(KEYS, ARGV)
     spec.backend, spec.device, spec.tag, tostring(spec.batchsize), tostring(spec.minbatchsize), tostring(spec.minbatchtimeout),
     #spec.inputs > 0 and cjson.encode(spec.inputs) or '[]', #spec.outputs > 0 and cjson.encode(spec.outputs) or '[]', spec.options,
   }
-  local version = last > 0 and modelstore_same(key, last, spec.blob and sha1 or spec.digest, settings)
+  local content = spec.blob and sha1 or spec.digest
+  local version = uid and models.same(key, content, settings)
   if version and spec.upload then
-    for i = 0, spec.chunks - 1 do
-      redis.call('UNLINK', keys.upload(key, spec.upload, i))
-    end
+    modelstore_drop(key, version, spec)
   elseif not version then
     local own = node.keys()
     local upload = spec.upload or node.unique()
     local chunks, size = modelstore_keep(key, spec, upload)
     version = last + 1
     if not uid then
+      -- A model that went by a plain DEL has left its records.
+      catalog.forget(own, key)
       uid = node.unique()
       redis.call('HSET', key, 'type', 'model', 'uid', uid)
     end
@@ -196,6 +197,7 @@ local function AI_MODELSTORE(KEYS, ARGV)
     else
       redis.call('HSET', key, v .. 'expected', spec.digest)
     end
+    redis.call('HSET', key, models.same_field(content, settings), version)
     catalog.update(own, key, version)
     redis.call('HSET', key, v .. 'load', jobs.add_load(own, key, uid, version, spec.device))
   end

@@ -39,7 +39,7 @@ local function predict_parsed(KEYS, ARGV)
   if string.upper(ARGV[i] or '') == 'OUTPUTS' then
     request.outputs, i = submit.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
   end
-  submit.options(ARGV, i, request)
+  submit.all_options(ARGV, i, request)
   return submit.run(request)
 end
 

@@ -81,13 +81,24 @@ local function complete_remove(stream, ids)
   end
 end
 
-local function complete_count(stats, calls, duration, samples, errors)
+-- Counters of a version that has been deleted meanwhile go some time after it.
+local function complete_keeps(own, stream, id, model)
+  local fields = jobs.entry(stream, id)
+  local header = fields and jobs.header(fields)
+  return header and catalog.has(own, header[jobs.KEY], header[jobs.VERSION], model)
+end
+
+local function complete_count(own, stream, ids, model, duration, samples, errors)
+  local stats = own.stats .. model
   -- Counters that somebody spoilt are no reason to fail.
-  redis.pcall('HINCRBY', stats, 'calls', ('%d'):format(calls))
+  local calls = redis.pcall('HINCRBY', stats, 'calls', ('%d'):format(#ids))
   redis.pcall('HINCRBY', stats, 'duration', duration)
   redis.pcall('HINCRBY', stats, 'samples', samples)
   if errors > 0 then
     redis.pcall('HINCRBY', stats, 'errors', errors)
+  end
+  if calls == #ids and not complete_keeps(own, stream, ids[1], model) then
+    redis.call('PEXPIRE', stats, models.GONE_MS)
   end
 end
 
@@ -141,12 +152,13 @@ local function KS_COMPLETE(_, ARGV)
     end
   end
   if ids[1] then
+    if model ~= '' then
+      -- While the entries are still there: they know the name of the model.
+      complete_count(own, stream, ids, model, ARGV[5], ARGV[6], errors)
+    end
     complete_remove(stream, ids)
     if released > 0 then
       redis.pcall('DECRBY', own.bytes .. device, released)
-    end
-    if model ~= '' then
-      complete_count(own.stats .. model, #ids, ARGV[5], ARGV[6], errors)
     end
   end
   return table.concat(status)

@@ -26,6 +26,7 @@ local function publish_blob(key, uid, version, digest)
     end
   end
   redis.call('HSET', key, version .. ':digest', digest)
+  models.index(key, version)
 end
 
 local function KS_PUBLISH(KEYS, ARGV)

@@ -10,9 +10,10 @@
 local function recover_give_up(own, device, id, fields, header, delivered)
   local text = 'DEADLETTER the job was given up: ' .. delivered .. ' executors in turn died or stalled while they ran it'
   if header[jobs.OP] == 'load' then
-    local key = header[jobs.KEY]
-    if redis.pcall('HGET', key, header[jobs.VERSION] .. ':state') == 'loading' then
-      models.failed(own, key, tostring(header[jobs.VERSION]), delivered .. ' executors in turn died or stalled while they loaded it')
+    local key, version = header[jobs.KEY], tostring(header[jobs.VERSION])
+    local found = redis.pcall('HMGET', key, 'uid', version .. ':state')
+    if not found.err and found[1] and found[1] .. '-' .. version == header[jobs.MODEL] and found[2] == 'loading' then
+      models.failed(own, key, version, delivered .. ' executors in turn died or stalled while they loaded it')
     end
   end
   local entry = { 'id', device .. '/' .. id, 'reason', text }

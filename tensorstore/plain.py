@@ -65,8 +65,8 @@ def get_output(key: Name) -> Command[NDArray[Any]]:
     def parse(reply: Any) -> NDArray[Any]:
         if reply is None:
             raise InputLost(
-                f"an output is gone: one above 32 KiB is kept for {_STAGED_MS // 1000} s after the run, and was fetched "
-                "later than that, or evicted; run it again, or name keys for the outputs"
+                f"an output is gone: one above 32 KiB is kept for {_STAGED_MS // 1000} s after the run, and it was "
+                "asked for later than that, or evicted; run it again, or name keys for the outputs"
             )
         return array(reply)
 

@@ -39,7 +39,7 @@ class Caller:
         self.count = count
         self.rng = np.random.default_rng(number)
         self.wire = Wire(url, name=f"caller-{number}", timeout=30.0)
-        self.tickets = f"ks:{{0}}:many:{number}"
+        self.tickets = f"ks:{{0}}:mb:many{number}"
         self.waiting: dict[int, tuple[str, list[Array], str]] = {}
         self.answers: dict[int, tuple[str, list[Array], list[Array]]] = {}
         self.problems: list[str] = []

@@ -88,7 +88,8 @@ local function read(key, version, fields)
 end
 
 -- The record of one version as JSON. The signature is JSON already, made by the executor: Lua cannot tell [] from {}.
-local function encode(key, version)
+-- The record of a bare name has `last` too, the highest version that may have a record of its own.
+local function encode(key, version, last)
   local got = read(key, version, { 'state', 'device', 'signature', 'reason' })
   if not got[1] then
     return nil
@@ -99,7 +100,8 @@ local function encode(key, version)
     .. ',"state":' .. cjson.encode(got[1])
     .. ',"device":' .. cjson.encode(got[2])
     .. ',"signature":' .. (got[3] or 'null')
-    .. ',"reason":' .. cjson.encode(got[4] or '') .. '}'
+    .. ',"reason":' .. cjson.encode(got[4] or '')
+    .. (last and ',"last":' .. last or '') .. '}'
 end
 
 -- What the bare name means: the default, else the newest version that has not failed, else the newest.
@@ -129,7 +131,7 @@ function catalog.update(own, key, version)
     redis.call('HDEL', own.catalog, key .. '@' .. version)
   end
   local current = catalog.bare(key)
-  redis.call('HSET', own.catalog, key, encode(key, current))
+  redis.call('HSET', own.catalog, key, encode(key, current, redis.call('HGET', key, 'last')))
   redis.call('HSET', own.models, key, redis.call('HGET', key, current .. ':tag') or '')
 end
 
@@ -139,4 +141,24 @@ function catalog.drop(own, key, last)
   end
   redis.call('HDEL', own.catalog, key)
   redis.call('HDEL', own.models, key)
+end
+
+-- Whether `model`, an id uid-version, is what the catalog knows as that version of key.
+function catalog.has(own, key, version, model)
+  local raw = redis.call('HGET', own.catalog, key .. '@' .. version)
+  return raw and decode(raw).id == model
+end
+
+-- Clear what a model left behind that went without AI_MODELDEL.
+function catalog.forget(own, key)
+  local raw = redis.call('HGET', own.catalog, key)
+  if not raw then
+    return
+  end
+  local record = decode(raw)
+  local last = tonumber(record.last or record.version)
+  for version = 1, last do
+    redis.call('UNLINK', own.stats .. record.uid .. '-' .. version)
+  end
+  catalog.drop(own, key, last)
 end

@@ -4,6 +4,7 @@
 local models = {}
 
 local GONE_MS = 600000 -- how long what a queued job may still need outlives its model
+models.GONE_MS = GONE_MS
 
 -- The uid of the model at key; nil where there is none. Any other value there is refused.
 function models.uid(key)
@@ -74,34 +75,84 @@ local function shared(key, version, digest)
   return false
 end
 
+-- The settings that make versions of one content differ, in the order that models.same_field takes.
+local SETTINGS = {
+  'backend', 'device', 'tag', 'batchsize', 'minbatchsize', 'minbatchtimeout', 'inputs', 'outputs', 'options',
+}
+
+-- The field of the model key that holds the version with this content (a hash of the blob) and these settings.
+function models.same_field(content, settings)
+  return 'same:' .. redis.sha1hex(cmsgpack.pack(settings) .. content)
+end
+
+-- The version that has this content and these settings already, unless it failed.
+function models.same(key, content, settings)
+  local version = redis.call('HGET', key, models.same_field(content, settings))
+  local state = version and redis.call('HGET', key, version .. ':state')
+  if state and state ~= 'failed' then
+    return tonumber(version)
+  end
+end
+
+-- The fields by which models.same may find a version.
+local function same_fields(key, version)
+  local settings = models.get(key, version, unpack(SETTINGS))
+  local found = {}
+  for _, content in ipairs(models.get(key, version, 'sha1', 'expected', 'digest')) do
+    if content then
+      found[#found + 1] = models.same_field(content, settings)
+    end
+  end
+  return found
+end
+
+-- A published version is found by its digest too, however its blob came.
+function models.index(key, version)
+  for _, field in ipairs(same_fields(key, version)) do
+    redis.call('HSETNX', key, field, version)
+  end
+end
+
+local function unindex(key, version)
+  for _, field in ipairs(same_fields(key, version)) do
+    if redis.call('HGET', key, field) == tostring(version) then
+      redis.call('HDEL', key, field)
+    end
+  end
+end
+
 local FIELDS = {
   'state', 'reason', 'backend', 'device', 'tag', 'batchsize', 'minbatchsize', 'minbatchtimeout', 'inputs', 'outputs',
   'options', 'size', 'chunks', 'upload', 'expected', 'digest', 'sha1', 'signature', 'created', 'ready', 'load',
 }
 models.FIELDS = FIELDS
 
--- Take one version away; jobs that were queued for it find it for a while in the `gone` hash.
-function models.remove(own, key, uid, version)
+-- Take one version away; jobs that were queued for it find it for a while in the `gone` hash. With `all` every version
+-- goes, and then the key: no other keeps the blob, and what the key says of the version need not be cleared.
+function models.remove(own, key, uid, version, all)
   local before = models.get(key, version, 'state', 'device', 'load')
   if before[1] == 'loading' and before[3] then
     jobs.remove(own.jobs .. before[2], before[3])
   end
-  local last_use = not shared(key, version, redis.call('HGET', key, version .. ':digest'))
-  if last_use then
+  if all or not shared(key, version, redis.call('HGET', key, version .. ':digest')) then
     for _, name in ipairs(models.chunks(key, uid, version)) do
       redis.call('PEXPIRE', name, GONE_MS)
     end
   end
   local gone = keys.gone(key, uid)
-  for _, field in ipairs(FIELDS) do
-    local name = version .. ':' .. field
-    local value = redis.call('HGET', key, name)
+  local left, names = { 'type', 'gone', 'uid', uid }, {}
+  for i, value in ipairs(models.get(key, version, unpack(FIELDS))) do
+    names[i] = version .. ':' .. FIELDS[i]
     if value then
-      redis.call('HSET', gone, name, value)
-      redis.call('HDEL', key, name)
+      left[#left + 1] = names[i]
+      left[#left + 1] = value
     end
   end
-  redis.call('HSET', gone, 'type', 'gone', 'uid', uid)
+  redis.call('HSET', gone, unpack(left))
+  if not all then
+    unindex(key, version)
+    redis.call('HDEL', key, unpack(names))
+  end
   redis.call('PEXPIRE', gone, GONE_MS)
   redis.call('UNLINK', own.stats .. uid .. '-' .. version)
 end
@@ -120,6 +171,7 @@ end
 -- A version could not be loaded: what served before goes on serving.
 function models.failed(own, key, version, reason)
   redis.call('HSET', key, version .. ':state', 'failed', version .. ':reason', reason)
+  unindex(key, version)
   for _, name in ipairs(models.chunks(key, redis.call('HGET', key, 'uid'), version)) do
     redis.call('PEXPIRE', name, GONE_MS)
   end

@@ -13,6 +13,13 @@ local SEEN_BLOCK = 8192
 local SEEN_MS = 60000
 local INLINE_FIELDS = { '0', '1', '2', '3', '4', '5', '6', '7' }
 
+-- The kinds of private names (docs/protocol.md section 2) that are lists for replies.
+local TICKETS = { t = true, mb = true, ticket = true }
+
+local function is_ticket(name)
+  return name ~= nil and #name <= 1024 and TICKETS[string.match(name, '^ks:{[^}]+}:(%l+)%f[:%z]') or ''] == true
+end
+
 -- TIMEOUT, TICKET and ID, from position i to the end.
 function submit.options(argv, i, request)
   while argv[i] do
@@ -25,8 +32,8 @@ function submit.options(argv, i, request)
       i = i + 2
     elseif word == 'TICKET' then
       local ticket, corr = argv[i + 1], argv[i + 2]
-      if not ticket or string.sub(ticket, 1, 4) ~= 'ks:{' or #ticket > 1024 then
-        raise('BADARG', "a TICKET is a key that begins with 'ks:{', at most 1024 bytes")
+      if not is_ticket(ticket) then
+        raise('BADARG', 'a TICKET is a key such as ks:{0}:t:<client>:<seq> or ks:{0}:mb:<client>, at most 1024 bytes')
       end
       request.ticket = ticket
       i = i + 2
@@ -46,6 +53,14 @@ function submit.options(argv, i, request)
     else
       raise('BADARG', "Unexpected argument: '" .. args.printable(argv[i]) .. "'")
     end
+  end
+end
+
+-- All of them: a call that is repeated must find its reply where the first one was told to put it.
+function submit.all_options(argv, i, request)
+  submit.options(argv, i, request)
+  if request.client and not request.ticket then
+    raise('BADARG', 'ID needs TICKET: the reply to a repeated call comes on the ticket')
   end
 end
 
@@ -235,13 +250,7 @@ local function repeated(own, request)
     return false
   end
   local name, bit = seen(own, request)
-  if redis.call('GETBIT', name, ('%d'):format(bit)) == 0 then
-    return false
-  end
-  if not request.ticket then
-    raise('BADARG', ('request %.0f of client %s was submitted before'):format(request.seq, request.client))
-  end
-  return true
+  return redis.call('GETBIT', name, ('%d'):format(bit)) == 1
 end
 
 -- Marked only when the job is in its queue: a call that failed may be sent again.
@@ -351,6 +360,10 @@ function submit.run(request)
       raise('BADINPUT', "model '" .. record.title .. "' gives " .. #known .. ' outputs, ' .. shown(known) .. '; got ' .. #outputs .. ' output keys')
     end
     for _, key in ipairs(outputs) do
+      -- It will be written by an executor, which may do more than the caller.
+      if not redis.acl_check_cmd('SET', key, '') then
+        raise('NOPERM', "this user may not SET output key '" .. args.printable(key) .. "'")
+      end
       local problem = submit.writable(key)
       if problem then
         error({ err = problem }, 0)

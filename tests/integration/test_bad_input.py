@@ -241,11 +241,11 @@ def test_a_ticket_must_be_a_private_name(serves: Any, ticket: str) -> None:
 
 def test_a_ticket_that_holds_something_else_is_the_callers_loss(serves: Any) -> None:
     put(serves, "x", ONE)
-    serves.set("ks:{0}:mine", "text")
-    call(serves, *execute("m", ["x"], ["y"], "TICKET", "ks:{0}:mine"))
+    serves.set("ks:{0}:t:mine", "text")
+    call(serves, *execute("m", ["x"], ["y"], "TICKET", "ks:{0}:t:mine"))
     wait_until(lambda: serves.exists("y"), "the job is done nevertheless")
-    assert serves.get("ks:{0}:mine") == b"text"
-    serves.delete("ks:{0}:mine")
+    assert serves.get("ks:{0}:t:mine") == b"text"
+    serves.delete("ks:{0}:t:mine")
 
 
 NAMES = {

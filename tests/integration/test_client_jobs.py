@@ -113,7 +113,7 @@ async def test_a_reply_that_was_asked_for_too_late(client: Any, db: redis_py.Red
         db.delete(ticket)
         handle.inner._pending.ends -= 15.1
         for _ in range(2):
-            with pytest.raises(errors.TimedOut, match="not fetched in time.* until 10 s after the deadline"):
+            with pytest.raises(errors.TimedOut, match=r"not fetched in time.* until 10 s after the deadline"):
                 await handle.result()
         assert await handle.done()
     else:

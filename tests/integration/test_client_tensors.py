@@ -164,7 +164,7 @@ async def test_models_do_not_go_like_tensors(client: Any, db: redis_py.Redis) ->
         client.rename("x", "m"),
         client.rename("m", "y"),
     ):
-        with pytest.raises(errors.WrongType, match="'m' holds a model: .*delete_model"):
+        with pytest.raises(errors.WrongType, match=r"'m' holds a model: .*delete_model"):
             await call
     assert not await client.copy("x", "m")
     assert db.type("m") == b"hash"

@@ -244,17 +244,17 @@ def test_outputs_that_are_no_tensors_are_left_out(executor: Executor, db: Any) -
 
 
 def endings(db: Any, count: int) -> list[bytes]:
-    """The words that came before the replies on the list `ks:{0}:order`, in their order."""
+    """The words that came before the replies on the list `ks:{0}:t:order`, in their order."""
     words = []
     for _ in range(count):
-        popped = db.blpop(["ks:{0}:order"], timeout=10)
+        popped = db.blpop(["ks:{0}:t:order"], timeout=10)
         assert popped is not None
         words.append(popped[1].split(b" ")[0])
     return words
 
 
 def named(target: str, x: Array, word: str) -> tuple[Any, ...]:
-    return predict(target, x, options=("TICKET", "ks:{0}:order", word))
+    return predict(target, x, options=("TICKET", "ks:{0}:t:order", word))
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -227,6 +227,34 @@ def test_counters_that_were_spoilt_do_no_harm(ready: Hand) -> None:
     assert ready.reply(ticket) == b"OK"
 
 
+def test_counters_of_a_deleted_version_go(ready: Hand) -> None:
+    uid = ready.do("HGET", "m", "uid").decode()
+    stats, model = ready.node.stats(f"{uid}-1"), f"{uid}-1".encode()
+    for _ in range(4):
+        ready.predict()
+    jobs = ready.claim()
+    assert ready.complete("e1", [ok(jobs[0])], model=model) == b"1"
+    assert ready.do("TTL", stats) == -1
+    ready.fcall("AI_INFO", ["m"], "RESETSTAT")
+    assert ready.complete("e1", [ok(jobs[1])], model=model) == b"1"
+    assert ready.do("TTL", stats) == -1
+    ready.fcall("AI_MODELDEL", ["m"])
+    for job in jobs[2:]:
+        assert ready.complete("e1", [ok(job)], model=model) == b"1"
+        assert 0 < ready.do("PTTL", stats) <= 600_000
+    assert ready.do("HGET", stats, "calls") == b"2"
+
+
+def test_counters_are_not_those_of_a_model_of_the_same_name(ready: Hand) -> None:
+    model = ready.do("HGET", "m", "uid") + b"-1"
+    ready.predict()
+    jobs = ready.claim()
+    ready.fcall("AI_MODELDEL", ["m"])
+    ready.store()
+    assert ready.complete("e1", [ok(jobs[0])], model=model) == b"1"
+    assert ready.do("PTTL", ready.node.stats(model)) > 0
+
+
 # --- deadlines
 
 

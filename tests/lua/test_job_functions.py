@@ -174,6 +174,14 @@ def test_a_ticket_of_the_callers(ready: Hand) -> None:
     assert ready.do("LRANGE", "ks:{0}:t:1", 0, -1) == [b"OK"]
 
 
+@pytest.mark.parametrize("name", ["ks:{0}:t", "ks:{0}:mb:c", "ks:{abc}:mb", "ks:{0}:ticket:x", b"ks:{a:b}:t:\xff{}"])
+def test_names_of_tickets(ready: Hand, name: str | bytes) -> None:
+    ready.predict("TICKET", name)
+    (job,) = ready.claim()
+    ready.complete("e1", [ok(job)])
+    assert ready.reply(name) == b"OK"
+
+
 def test_many_jobs_share_a_list(ready: Hand) -> None:
     ready.predict("TICKET", "ks:{0}:t", "one", "TIMEOUT", 60_000)
     ready.predict("TIMEOUT", 1_000, "TICKET", "ks:{0}:t", "two=2")
@@ -245,11 +253,13 @@ def test_a_request_that_was_refused_may_be_sent_again(ready: Hand) -> None:
     assert ready.execute(["tmp"], ["y"], *options) != b""
 
 
-def test_a_repeated_request_without_a_ticket_of_its_own(ready: Hand) -> None:
-    ready.predict("ID", "a", 2**53 - 1)
-    error = ready.refused("AI_PREDICT", [], *PREDICT, "ID", "a", 2**53 - 1)
-    assert error.code == "BADARG"
-    assert "9007199254740991" in error.text
+def test_a_numbered_request_needs_a_ticket_of_its_own(ready: Hand) -> None:
+    for function, names, args in (("AI_PREDICT", [], PREDICT), ("AI_MODELEXECUTE", ["x", "y"], EXECUTE)):
+        for more in ((), ("TIMEOUT", 1000)):
+            error = ready.refused(function, names, *args, "ID", "a", 1, *more)
+            assert error.code == "BADARG"
+            assert "TICKET" in error.text
+    assert ready.predict("ID", "a", 1, "TICKET", "ks:{0}:t") != b"", "in any order"
 
 
 # --- bounds

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.lua.jobs import LARGE, ROW, Hand, ok
+from tests.servers import Server
 
 from keyside.tensorstore import npy
 from keyside.tensorstore.errors import KeysideError
@@ -34,6 +35,13 @@ def ready(hand: Hand) -> Hand:
         ("TICKET", "t"),
         ("TICKET", "ks:t"),
         ("TICKET", "ks:{" + "0" * 1021),
+        *(
+            ("TICKET", f"ks:{name}")
+            for name in (
+                "{0}", "{0}:", "{0}t", "{0}:tt", "{0}:T", "{0}::t", "{}:t", "{0}:x:t", "{0}:tmp:c:1:0", "{0}:bytes:CPU",
+                "{0}:catalog", "{0}:models", "{0}:jobs:CPU", "{0}:stats:u-1", "{0}:tickets", "{m}:up:u:0", "{0:t}x:t",
+            )
+        ),
         ("TICKET", "ks:{0}:t", "a b"),
         ("TICKET", "ks:{0}:t", "a\n"),
         ("TICKET", "ks:{0}:t", "c" * 65),
@@ -149,6 +157,26 @@ def test_output_keys_that_hold_no_tensor(ready: Hand) -> None:
     for key in ("text", "empty", "list", "m"):
         error = ready.refused("AI_MODELEXECUTE", ["x", key], "m", "INPUTS", 1, "x", "OUTPUTS", 1, key)
         assert (error.code, f"'{key}'" in error.text) == ("WRONGTYPE", True), error
+
+
+def test_output_keys_that_the_caller_may_not_write(server: Server, ready: Hand) -> None:
+    ready.do("SET", "y", ROW)
+    ready.do("ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@all", "-set", "(+set ~mine:*)")
+    caller = Hand(server.url_unix)
+    try:
+        caller.do("AUTH", "reader", "pw")
+        for key in ("y", "new"):
+            for function, args in (
+                ("AI_MODELEXECUTE", ("m", "INPUTS", 1, "x", "OUTPUTS", 1, key)),
+                ("AI_PREDICT", ("m", "INPUTS", 1, *VALUE, "OUTPUTS", 1, key)),
+            ):
+                error = caller.refused(function, ["x", key], *args)
+                assert (error.code, f"'{key}'" in error.text) == ("NOPERM", True), error
+        caller.execute(["x"], ["mine:y"])
+        assert len(ready.claim()) == 1
+    finally:
+        caller.wire.close()
+        ready.do("ACL", "DELUSER", "reader")
 
 
 def test_what_does_not_fit_says_what_would(ready: Hand) -> None:

@@ -43,10 +43,10 @@ def test_a_version_is_stored_and_loading(hand: Hand) -> None:
     assert (version.size, version.chunks, version.sha1) == (4, 1, hashlib.sha1(b"file").hexdigest())
     assert abs(version.created - hand.now()) < 10_000
     assert hand.do("GET", keys.upload_chunk("m", version.upload, 0)) == b"file"
-    for target in ("m", "m@1"):
+    for target, more in (("m", {"last": 1}), ("m@1", {})):
         assert record(hand, target) == {
             "key": "m", "uid": model.uid, "version": 1, "state": "loading", "device": "CPU", "signature": None,
-            "reason": "",
+            "reason": "", **more,
         }  # fmt: skip
     hand.beat()
     (job,) = hand.claim()
@@ -92,6 +92,24 @@ def test_the_same_again_is_the_same_version(hand: Hand) -> None:
     assert [store(), store(blob=b"other"), store("TAG", "t"), store("INPUTS", 1, "x")] == [1, 2, 3, 7]
     assert hand.publish("m", 1, None, "broken") == 1
     assert store() == 8, "what failed is tried again"
+    assert store() == 8
+    hand.fcall("AI_MODELDEL", ["m"], "VERSION", 2)
+    assert store(blob=b"other") == 9, "what was deleted is stored again"
+
+
+def test_many_versions_are_stored_and_deleted_in_linear_time(hand: Hand) -> None:
+    def took(count: int) -> float:
+        for i in range(count):
+            hand.fcall("AI_MODELSTORE", ["m"], "ONNX", "CPU", "BLOB", b"%d" % i)
+            hand.do("HSET", "m", f"{i + 1}:digest", SHA, f"{i + 1}:state", "ready")
+        assert hand.store("m", blob=b"0", signature=None) == 1
+        began = time.monotonic()
+        hand.fcall("AI_MODELDEL", ["m"])
+        return time.monotonic() - began
+
+    few = took(50)
+    assert took(1000) < 100 * max(few, 0.002)
+    assert hand.length() == 1000 + 50, "their loads went on, as far as anybody knows"
 
 
 def test_a_new_version_serves_only_once_it_is_ready(hand: Hand) -> None:
@@ -135,6 +153,31 @@ def test_a_blob_by_upload(hand: Hand) -> None:
     assert hand.publish("m", 1, ONE, digest=SHA) == 1
     assert hand.fcall("AI_MODELGET", ["m"], "BLOB") == b"abcde"
     assert hand.fcall("AI_MODELSTORE", ["m"], *args) == 1, "known by its digest, without another upload"
+    assert hand.store("m", blob=b"abcde", signature=None) == 2, "Lua cannot tell that it is the same"
+
+
+def test_an_upload_that_is_announced_twice(hand: Hand) -> None:
+    upload(hand, "m", "u", b"abc", b"de")
+    args = ("ONNX", "CPU", "REPLY", "VERSION", "UPLOAD", "u", 2, 5, "DIGEST", SHA)
+    assert hand.fcall("AI_MODELSTORE", ["m"], *args) == 1
+    before = hand.everything()
+    assert hand.fcall("AI_MODELSTORE", ["m"], *args) == 1
+    assert hand.everything() == before
+    assert hand.publish("m", 1, ONE, digest=SHA) == 1
+    assert hand.fcall("AI_MODELGET", ["m"], "BLOB") == b"abcde"
+
+
+def test_an_upload_of_what_is_there(hand: Hand) -> None:
+    for name in ("u", "again", "other"):
+        upload(hand, "m", name, b"abc", b"de")
+    assert hand.fcall("AI_MODELSTORE", ["m"], "ONNX", "CPU", "UPLOAD", "u", 2, 5, "DIGEST", SHA) == b"OK"
+    other = ("ONNX", "CPU", "TAG", "t", "UPLOAD", "other", 2, 5, "DIGEST", SHA)
+    assert hand.fcall("AI_MODELSTORE", ["m"], *other) == b"OK"
+    for name in ("again", "other"):
+        hand.fcall("AI_MODELSTORE", ["m"], "ONNX", "CPU", "UPLOAD", name, 2, 5, "DIGEST", SHA)
+    assert info(hand).last == 2
+    assert hand.do("EXISTS", *(keys.upload_chunk("m", "again", i) for i in range(2))) == 0
+    assert hand.do("EXISTS", *(keys.upload_chunk("m", "other", i) for i in range(2))) == 2, "version 2 needs it"
 
 
 def test_a_chunk_is_missing_or_short(hand: Hand) -> None:
@@ -262,6 +305,17 @@ def test_get_in_every_form(hand: Hand) -> None:
     assert hand.do("FCALL_RO", "AI_MODELGET", 1, "m", "VERSION", 1, "BLOB") == b"one"
 
 
+def test_a_blob_of_which_a_chunk_has_gone(hand: Hand) -> None:
+    hand.store(blob=b"x" * (5 * MIB))
+    hand.do("DEL", keys.blob_chunk("m", info(hand).uid, "0" * 64, 1))
+    for args in ((), ("BLOB",), ("META", "BLOB")):
+        error = hand.refused("AI_MODELGET", ["m"], *args)
+        assert error.code == "UPLOADLOST"
+        assert "chunk 1 " in error.text
+        assert "store the model again" in error.text
+    assert hand.fcall("AI_MODELGET", ["m"], "META")
+
+
 def test_a_blob_that_is_too_large_for_one_reply(hand: Hand) -> None:
     upload(hand, "m", "u", *[b"x" * (4 * MIB)] * 2, b"y")
     hand.fcall("AI_MODELSTORE", ["m"], "ONNX", "CPU", "UPLOAD", "u", 3, 8 * MIB + 1, "DIGEST", SHA)
@@ -299,6 +353,49 @@ def test_a_model_stored_again_is_another_one(hand: Hand) -> None:
     hand.fcall("AI_MODELDEL", ["m"])
     assert hand.store(blob=b"one", signature=None) == 1
     assert info(hand).uid != first
+
+
+def test_a_model_stored_again_after_a_plain_delete(hand: Hand) -> None:
+    for blob in (b"one", b"two", b"three"):
+        hand.store("z", blob=blob)
+    hand.fcall("AI_MODELDEL", ["z"], "VERSION", 3)
+    uid = info(hand, "z").uid
+    hand.predict(target="z")
+    (job,) = hand.claim()
+    hand.complete("e1", [ok(job)], model=f"{uid}-2".encode())
+    hand.do("DEL", "z")
+    assert hand.store("z", blob=b"new", signature=None) == 1
+    for target in ("z", "z@1"):
+        assert (record(hand, target) or {})["uid"] == info(hand, "z").uid != uid
+    assert hand.do("HLEN", hand.node.catalog) == 2
+    assert hand.do("KEYS", "*:stats:*") == []
+    assert hand.refused("AI_PREDICT", [], "z@2", "INPUTS", 1, "VALUE", ROW).code == "NOMODEL"
+
+
+def test_the_end_of_a_load_from_before_a_plain_delete(hand: Hand) -> None:
+    hand.store(signature=None)
+    uid = info(hand).uid
+    hand.beat()
+    (load,) = hand.claim()
+    hand.do("DEL", "m")
+    hand.store(signature=None)
+    before = hand.do("HGETALL", hand.node.catalog)
+    assert hand.recover("e2", 0, 1) is None, "given up"
+    hand.store("n", signature=None)
+    assert info(hand).versions[1].state == "loading", "of the new model nothing is known"
+    hand.fcall("AI_MODELDEL", ["n"])
+    end = (load.id, uid, 1, "ready", SHA, ONE.to_json(), "")
+    assert hand.fcall("KS_PUBLISH", ["m"], "CPU", "e1", *end) == 0
+    assert hand.do("HGETALL", hand.node.catalog) == before
+
+
+def test_deleting_a_model_that_a_plain_delete_took(hand: Hand) -> None:
+    hand.store("z", blob=b"one")
+    hand.store("z", blob=b"two")
+    hand.do("DEL", "z")
+    with pytest.raises(KeysideError, match="NOMODEL"):
+        hand.fcall("AI_MODELDEL", ["z"])
+    assert hand.do("HLEN", hand.node.catalog) == hand.do("HLEN", hand.node.models) == 0
 
 
 def test_one_version_is_deleted(hand: Hand) -> None:
