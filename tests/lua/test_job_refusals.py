@@ -38,8 +38,23 @@ def ready(hand: Hand) -> Hand:
         *(
             ("TICKET", f"ks:{name}")
             for name in (
-                "{0}", "{0}:", "{0}t", "{0}:tt", "{0}:T", "{0}::t", "{}:t", "{0}:x:t", "{0}:tmp:c:1:0", "{0}:bytes:CPU",
-                "{0}:catalog", "{0}:models", "{0}:jobs:CPU", "{0}:stats:u-1", "{0}:tickets", "{m}:up:u:0", "{0:t}x:t",
+                "{0}",
+                "{0}:",
+                "{0}t",
+                "{0}:tt",
+                "{0}:T",
+                "{0}::t",
+                "{}:t",
+                "{0}:x:t",
+                "{0}:tmp:c:1:0",
+                "{0}:bytes:CPU",
+                "{0}:catalog",
+                "{0}:models",
+                "{0}:jobs:CPU",
+                "{0}:stats:u-1",
+                "{0}:tickets",
+                "{m}:up:u:0",
+                "{0:t}x:t",
             )
         ),
         ("TICKET", "ks:{0}:t", "a b"),

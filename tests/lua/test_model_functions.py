@@ -381,9 +381,7 @@ def test_the_end_of_a_load_from_before_a_plain_delete(hand: Hand) -> None:
     hand.store(signature=None)
     before = hand.do("HGETALL", hand.node.catalog)
     assert hand.recover("e2", 0, 1) is None, "given up"
-    hand.store("n", signature=None)
     assert info(hand).versions[1].state == "loading", "of the new model nothing is known"
-    hand.fcall("AI_MODELDEL", ["n"])
     end = (load.id, uid, 1, "ready", SHA, ONE.to_json(), "")
     assert hand.fcall("KS_PUBLISH", ["m"], "CPU", "e1", *end) == 0
     assert hand.do("HGETALL", hand.node.catalog) == before
