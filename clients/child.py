@@ -46,8 +46,9 @@ class Child:
         )
         assert self._guard.stdin is not None  # noqa: S101  # it is a pipe
         self._pipe = self._guard.stdin
+        process = None
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own commands
+            process = subprocess.Popen(  # noqa: S603  # our own commands
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -56,16 +57,16 @@ class Child:
                 pass_fds=pass_fds,
                 start_new_session=True,
             )
-        except OSError:
+            self._pipe.write(b"%d\n" % process.pid)
+            self._pipe.flush()
+        except BaseException:  # Ctrl-C too: until the guard knows it, nobody else would end it
+            if process is not None:
+                process.kill()
+                process.wait()
             self._release()
             raise
-        self.pid = self._process.pid
-        try:
-            self._pipe.write(b"%d\n" % self.pid)
-            self._pipe.flush()
-        except OSError:
-            self.kill()
-            raise
+        self._process = process
+        self.pid = process.pid
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal; None while it runs."""

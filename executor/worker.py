@@ -345,12 +345,14 @@ class Worker:
     def _start(self) -> None:
         """Connect for the first time; the server may be starting as well."""
         give_up = time.monotonic() + START_S
+        pause = 0.1
         while True:
             try:
                 self._connect()
             except (Unreachable, TryAgain) as error:
-                if time.monotonic() > give_up or self.stopping.wait(0.2):
+                if time.monotonic() > give_up or self.stopping.wait(pause):
                     raise
+                pause = min(pause * 2, 5.0)
                 self.log.warning("waiting for the server", error=str(error))
             else:
                 return
