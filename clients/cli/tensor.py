@@ -1,5 +1,6 @@
 """`keyside tensor`: tensors in and out."""
 
+import contextlib
 import json
 import re
 import sys
@@ -43,6 +44,7 @@ def set_tensor(
     its dtype. In a .csv file a first line without numbers is taken for the names of the columns.
     """  # noqa: D301  # click wants the character
     from keyside.clients.cli import values as reading
+    from keyside.tensorstore.errors import BadNpy, NoTensor
 
     dims = _dims(shape)
     if any(value.startswith("@") for value in values):
@@ -55,6 +57,8 @@ def set_tensor(
     if dims is not None:
         array = reading.reshape(array, dims)
     with state.client() as client:
+        with contextlib.suppress(NoTensor, BadNpy):  # what is missing or damaged may be written; a model may not
+            client.meta(key)
         client.set(key, array, ex=ex)
         meta = client.meta(key)
     state.emit(_described(key, meta), "")
@@ -130,7 +134,7 @@ def show_tensor(state: State, key: str) -> None:
 @common
 def list_tensors(state: State, prefix: str, long: bool) -> None:
     """List tensors, or those whose names begin with PREFIX."""
-    from keyside.tensorstore.errors import NoTensor, WrongType
+    from keyside.tensorstore.errors import BadNpy, NoTensor, WrongType
 
     with state.client() as client:
         names = sorted(client.tensors(prefix))
@@ -140,6 +144,8 @@ def list_tensors(state: State, prefix: str, long: bool) -> None:
                 metas[name] = client.meta(name)
             except (NoTensor, WrongType):
                 continue  # it has gone meanwhile
+            except BadNpy as error:
+                say(f"{clean(name)} is damaged: {error}")
     if long:
         rows = [(name, meta.dtype, list(meta.shape), human_bytes(meta.nbytes)) for name, meta in metas.items()]
         text = table(("KEY", "DTYPE", "SHAPE", "SIZE"), rows) if rows else ""
