@@ -5,7 +5,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from keyside.clients.channel import Channel
-from keyside.clients.request import MARGIN_S, Request, may_retry, not_answered, pauses, reply_lost
+from keyside.clients.request import MARGIN_S, Request, answered, may_retry, not_answered, pauses, reply_lost
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.errors import Cancelled, KeysideError, TryAgain, Unreachable
 
@@ -109,8 +109,8 @@ class Mailbox:
         pending = AsyncPending(request, self._loop)
         try:
             channel = await self._transport.channel(bulk=bool(request.before))
-        except Unreachable:
-            if not self._transport.reached or self._transport.closed:
+        except Unreachable as error:
+            if not (self._transport.reached or answered(error)) or self._transport.closed:
                 raise
             channel = None
         self._waiting[request.seq] = pending

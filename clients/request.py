@@ -17,6 +17,7 @@ __all__ = [
     "Identity",
     "Request",
     "accepted",
+    "answered",
     "may_retry",
     "not_answered",
     "not_fetched",
@@ -98,6 +99,11 @@ def may_retry(error: BaseException) -> bool:
         # A slot that is elsewhere for good is not found by asking here again.
         return not error.text.startswith(("MOVED", "ASK"))
     return isinstance(error, Unreachable)
+
+
+def answered(error: BaseException) -> bool:
+    """Whether the server was there, if only to say that it is still loading its data."""
+    return isinstance(error, Unreachable) and "LOADING" in error.text
 
 
 def who_serves(device: str, names: Sequence[str], infos: Sequence[dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ from keyside.clients.request import (
     Identity,
     Request,
     accepted,
+    answered,
     may_retry,
     not_answered,
     not_fetched,
@@ -208,7 +209,7 @@ class SyncTransport:
                 return attempt(ends - time.monotonic())
             except KeysideError as error:
                 again = time.monotonic() + (wait := pause())
-                if not reached or self._closed or again >= ends or not may_retry(error):
+                if not (reached or answered(error)) or self._closed or again >= ends or not may_retry(error):
                     raise
             self._close_free()
             time.sleep(wait)

@@ -1,11 +1,16 @@
 # Do not change this file: it is made from clients/_async/base.py by tools/unasync.py.
 """What all parts of the client share."""
 
+import time
+
+from keyside.clients.request import answered
 from keyside.clients.transport_sync import SyncTransport
 from keyside.tensorstore import commands
-from keyside.tensorstore.errors import LibraryTooOld
+from keyside.tensorstore.errors import LibraryTooOld, Unreachable
 
 __all__ = ["Base"]
+
+LOADING_PAUSE_S = 0.1
 
 
 class Base:
@@ -22,9 +27,18 @@ class Base:
         Raises:
             LibraryMissing: it has none.
             LibraryTooOld: it has an older one.
+            Unreachable: it is not there, or is still loading its data after the client's timeout.
         """
         if not self._library:
-            found = self._transport.call(commands.ks_version())
+            ends = time.monotonic() + self._timeout
+            while True:
+                try:
+                    found = self._transport.call(commands.ks_version())
+                    break
+                except Unreachable as error:
+                    if not answered(error) or time.monotonic() > ends:
+                        raise
+                time.sleep(LOADING_PAUSE_S)
             if found < commands.MIN_LIBRARY:
                 raise LibraryTooOld(
                     f"the function library on this server is version {found}, this client needs at least "

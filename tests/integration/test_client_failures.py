@@ -206,6 +206,37 @@ async def test_a_server_that_was_restarted(connect: Connect, redis_own: Server) 
         assert np.array_equal(await asking, Y)
 
 
+async def test_a_server_that_is_still_loading(connect: Connect, redis_own: Server) -> None:
+    redis_own.load_library()
+    with Executor(redis_own), redis_own.client() as plain_client:
+        await connect(redis_own.url_unix).store("m", models.affine())
+        plain_client.mset({f"filler{n}": b"x" * 2000 for n in range(400)})
+        plain_client.bgrewriteaof()  # what is loaded slowly on request is the snapshot in front of the log
+        done = {"aof_rewrite_in_progress": 0, "aof_rewrite_scheduled": 0}
+        await asyncio.to_thread(
+            wait_until, lambda: done.items() <= plain_client.info("persistence").items(), "the log is rewritten"
+        )
+        redis_own.kill()
+        redis_own._config |= {"key-load-delay": "5000", "loading-process-events-interval-bytes": "1024"}
+        starting = asyncio.ensure_future(asyncio.to_thread(redis_own.start))
+
+        def loading() -> bool:
+            try:
+                plain_client.ping()
+            except redis_py.BusyLoadingError:
+                return True
+            except redis_py.ConnectionError:
+                return False
+            raise AssertionError("it has loaded too quickly for this test")
+
+        await asyncio.to_thread(wait_until, loading, "the server says that it is loading")
+        client = connect(redis_own.url_unix, timeout=20)  # one that has never reached it before
+        try:
+            assert np.array_equal(await client.predict("m", X), Y)
+        finally:
+            await starting
+
+
 async def test_a_full_server(connect: Connect) -> None:
     with Server("redis") as full:
         full.load_library()
