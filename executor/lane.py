@@ -43,11 +43,6 @@ class Lane(threading.Thread):
         self._cost = 0.005  # seconds of one job, smoothed: what a claim of many would hold back from others
         self._stopping = False
 
-    @property
-    def waiting(self) -> int:
-        """How many jobs wait here."""
-        return self._batcher.size
-
     def room(self, claim: int) -> int:
         """Return how many jobs to claim for this device now."""
         return min(claim, max(2, int(HOLD_S / self._cost))) - self._batcher.size

@@ -13,7 +13,7 @@ from keyside.tensorstore import npy
 from keyside.tensorstore.errors import BadNpy, InputLost, KeysideError
 from keyside.tensorstore.resp import Argument
 
-__all__ = ["GROUP", "BadEntry", "Finished", "Job", "claim", "complete", "parse_entry"]
+__all__ = ["GROUP", "BadEntry", "Finished", "Job", "claim", "complete", "entry_order", "parse_entry"]
 
 GROUP = b"ks"
 INLINE_OUTPUT = 32 * 1024
@@ -232,7 +232,7 @@ def complete(
     counted: list[int] = []
     tail: list[Argument] = []
     if len(ended) > 1:
-        ended = sorted(ended, key=lambda one: _order(one.job.id))
+        ended = sorted(ended, key=lambda one: entry_order(one.job.id))
     for one in ended:
         job = one.job
         errors += one.error is not None
@@ -260,6 +260,7 @@ def complete(
     return commands
 
 
-def _order(entry_id: bytes) -> tuple[int, int]:
+def entry_order(entry_id: bytes) -> tuple[int, int]:
+    """Return what entry ids are to be sorted by: as text, 10-0 would stand before 9-0."""
     ms, _, seq = entry_id.partition(b"-")
     return int(ms), int(seq)

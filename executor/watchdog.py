@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from keyside import __version__
 from keyside.executor.backends import base
 from keyside.executor.install import ensure_library
-from keyside.executor.protocol import GROUP, BadEntry, parse_entry
+from keyside.executor.protocol import GROUP, BadEntry, entry_order, parse_entry
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
 
@@ -215,7 +215,7 @@ class Watchdog(threading.Thread):
         )
         if delivered is None:
             return
-        start = max(delivered, self._peeked_to.get(device, b"0-0"), key=_order)
+        start = max(delivered, self._peeked_to.get(device, b"0-0"), key=entry_order)
         heap = self._peeked[device]
         if len(heap) >= PEEKED_MAX:
             return
@@ -253,8 +253,3 @@ class Watchdog(threading.Thread):
         except KeysideError as error:
             self._worker.log.error("function library cannot be loaded", error=str(error))
             self._over.wait(0.5)
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    ms, _, seq = entry_id.partition(b"-")
-    return int(ms), int(seq)

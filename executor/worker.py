@@ -60,11 +60,6 @@ class Worker:
         self._left_out: list[str] = []  # queues that had no room when the claim under way was made
         self.node = keys.NodeKeys()  # until the server has said which node it is
         self._moved_to = b""
-        self.metrics = Metrics(
-            cache=lambda: self.cache.stats(),  # noqa: PLW0108  # it is made below
-            pending=self._pending,
-            info={"name": settings.name, "version": __version__},
-        )
         self.wire = self.new_wire("claim")
         self._gave_up = threading.Event()
         self._loader = Loader(settings, self.new_wire, self.consumer)
@@ -73,6 +68,11 @@ class Worker:
             self._loader.load,
             threads=settings.loader_threads,
             body=lambda model: model.loaded,
+        )
+        self.metrics = Metrics(
+            cache=self.cache.stats,
+            pending=self._pending,
+            info={"name": settings.name, "version": __version__},
         )
         self._delivery = Delivery(self.consumer, self.held, self.metrics, self._install, self._gave_up)
         self._runner = Runner(self.node, self.consumer.decode())
@@ -152,9 +152,10 @@ class Worker:
     def _settle_sent(self) -> None:
         while self._sent:
             parcel = self._sent[0]
-            answers = [self.wire.read() for _ in parcel.commands]
+            # It stays among the sent until the server has taken it: what is refused for now is sent again.
+            done = self._delivery.settle(parcel, [self.wire.read() for _ in parcel.commands])
             del self._sent[0]
-            if not self._delivery.settle(parcel, answers):
+            if not done:
                 self._outbox.append(parcel)
 
     def _room_of(self, device: str) -> int:

@@ -125,7 +125,6 @@ local FIELDS = {
   'state', 'reason', 'backend', 'device', 'tag', 'batchsize', 'minbatchsize', 'minbatchtimeout', 'inputs', 'outputs',
   'options', 'size', 'chunks', 'upload', 'expected', 'digest', 'sha1', 'signature', 'created', 'ready', 'load',
 }
-models.FIELDS = FIELDS
 
 -- Take one version away; jobs that were queued for it find it for a while in the `gone` hash. With `all` every version
 -- goes, and then the key: no other keeps the blob, and what the key says of the version need not be cleared.

@@ -5,8 +5,8 @@ local npy = {}
 
 npy.MAGIC = '\147NUMPY'
 -- Bytes to read from the front of a key so that the header of nearly every tensor is among them.
-npy.PREFIX = 256
-npy.PREFIX_END = '255' -- for GETRANGE, as text: see INLINE_END in lib/submit.lua
+-- 256, as GETRANGE takes them; as text: see INLINE_END in lib/submit.lua.
+npy.PREFIX_END = '255'
 npy.MAX_RANK = 32
 
 -- raw header -> header. Parsing costs some 20 look-ups, and a service sees few different headers. Bounded: when there

@@ -72,3 +72,19 @@ def test_a_refusal_for_a_while_does_not_lose_what_was_computed(redis_own: Server
         db.config_set("min-replicas-to-write", 0)
         raw.answer(db, ticket, seconds=4)
         assert raw.call(db, "FCALL", "AI_INFO", 1, "slow")[13] == 1, "it ran once"
+
+
+def test_a_refusal_for_a_while_does_not_lose_what_ran_on_the_claim_thread(redis_own: Server) -> None:
+    redis_own.load_library()
+    with Executor(redis_own) as executor, redis_own.client() as db:
+        raw.store(db, "m", models.affine())
+        raw.warm(db, "m", ROW)  # found quick, so that it runs where it is claimed
+        before = raw.call(db, "FCALL", "AI_INFO", 1, "m")[13]
+        with raw.paused(executor):
+            ticket = raw.call(db, *raw.predict("m", ROW))  # goes to the claim that waits
+            db.config_set("min-replicas-to-write", 1)
+        wait_until(lambda: "server unreachable" in executor.output, "the completion is refused")
+        db.config_set("min-replicas-to-write", 0)
+        outputs = raw.answer(db, ticket, seconds=4).outputs  # its lease would end later
+        np.testing.assert_allclose(outputs["y"], ROW * 2 + 1)
+        assert raw.call(db, "FCALL", "AI_INFO", 1, "m")[13] == before + 1, "it ran once"
