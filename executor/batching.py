@@ -1,12 +1,41 @@
 """Which jobs run next, and together. Pure: jobs and the time go in, batches come out."""
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keyside.executor.model import Model
 from keyside.executor.protocol import Job
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "batches"]
+
+
+def batches(jobs: Sequence[tuple[Model, Job]]) -> Iterator[tuple[Model, list[Job]]]:
+    """Yield jobs that wait for nothing, those that may be stacked together, in the order of the oldest of each batch.
+
+    Args:
+        jobs: those of models without MINBATCHSIZE; `model.prepare` has seen them.
+    """
+    if len(jobs) == 1:
+        model, job = jobs[0]
+        yield model, [job]
+        return
+    groups: dict[Any, tuple[Model, list[Job]]] = {}
+    for model, job in jobs:
+        key = job.group or job.id
+        group = groups.get(key)
+        if group is None:
+            groups[key] = (model, [job])
+        else:
+            group[1].append(job)
+    for model, together in groups.values():
+        start, rows = 0, 0
+        for n, job in enumerate(together):
+            if rows and rows + job.rows > model.max_rows:
+                yield model, together[start:n]
+                start, rows = n, 0
+            rows += job.rows
+        yield model, together[start:] if start else together
 
 
 class Batcher:

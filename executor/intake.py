@@ -68,17 +68,40 @@ class Intake:
 
     def fetch(self, wire: Wire, jobs: Sequence[Job]) -> None:
         """Read the inputs that lie in keys, all in one round trip."""
-        wanted = [source[0] for job in jobs for source in job.inputs if type(source) is tuple]
+        wanted = [source[0] for job in jobs if job.keyed for source in job.inputs if type(source) is tuple]
         values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())
         for job in jobs:
             try:
-                job.decode([next(values) for _ in job.missing])
+                job.decode([next(values) for _ in job.missing] if job.keyed else ())
             except KeysideError as error:
                 self._fail(job, error)
 
+    def ready_all(self, jobs: Sequence[Job], now_ms: float) -> list[tuple[Model, Job]]:
+        """Return those jobs that can run now, with their models; as `ready`.
+
+        Args:
+            jobs: of one claim.
+            now_ms: the server's time; what is past its deadline is left to the watchdog.
+        """
+        found: dict[bytes, Model] = {}
+        ready = []
+        for job in jobs:
+            if job.deadline < now_ms or not job.headers:
+                continue
+            model = found.get(job.model)
+            if model is None:
+                model = self.ready(job)
+                if model is None:
+                    continue
+                found[job.model] = model
+            elif not self._fits(model, job):
+                continue
+            ready.append((model, job))
+        return ready
+
     def ready(self, job: Job) -> Model | None:
         """Return the model of a job, which fits it; None if the job fails, or waits until the model is loaded."""
-        if job.id not in self._held or not job.arrays:
+        if job.id not in self._held or not job.headers:
             return None
         # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
         model = self._cache.get_ready(job.model.decode())
@@ -97,7 +120,7 @@ class Intake:
         return True
 
     def _fail(self, job: Job, error: KeysideError) -> None:
-        job.arrays = []
+        job.headers, job.values = [], []
         self._end(Finished.failed(job, error))
 
     @staticmethod

@@ -4,14 +4,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from keyside.executor.backends.base import Array, LoadedModel
-from keyside.executor.protocol import Job
+from keyside.executor.protocol import INLINE_OUTPUT, Job
+from keyside.executor.replies import Replies
 from keyside.tensorstore import dtypes
 from keyside.tensorstore.errors import BadDtype, BadInput, BadShape
+from keyside.tensorstore.npy import Header
 from keyside.tensorstore.records import Signature, TensorSpec, VersionInfo
 
-__all__ = ["Model"]
+__all__ = ["Model", "Stack"]
 
 _FORMS = 4096
+
+
+class Stack:
+    """What inputs have in common that may be stacked on dim 0; compared by identity, since each job is asked for it.
+
+    Attributes:
+        forms: dtype and dims but the first, of each input.
+    """
+
+    __slots__ = ("forms",)
+
+    def __init__(self, forms: Sequence[tuple[Any, tuple[int, ...]]]) -> None:
+        self.forms = forms
 
 
 class Model:
@@ -46,7 +61,9 @@ class Model:
         # RedisAI waits for ever where MINBATCHTIMEOUT is not set; here there is always a bound.
         self.min_wait = (info.minbatchtimeout or min_wait_ms) / 1000
         self.run_s = 0.0
-        self._forms: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self.replies = Replies(self.title, INLINE_OUTPUT)
+        self._forms: dict[tuple[int, ...], tuple[int, Stack | None, Sequence[Header]]] = {}
+        self._stacks: dict[Any, Stack] = {}
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run it; see `LoadedModel.run`."""
@@ -76,15 +93,16 @@ class Model:
         """
         if job.names:
             self._bind(job)
-        arrays = job.arrays
-        form = tuple([(array.dtype, array.shape) for array in arrays])
+        headers = job.headers
+        # By identity: npy remembers headers by their bytes, and what is remembered here keeps them from being others.
+        form = tuple(map(id, headers))
         known = self._forms.get(form)
         if known is None:
-            known = self._examine(arrays)
+            known = (*self._examine(headers), headers)
             if len(self._forms) >= _FORMS:
                 self._forms.clear()
             self._forms[form] = known
-        job.rows, job.group = known
+        job.rows, job.group, _ = known
         if job.alone:
             job.group = None
         if job.outputs and self.output_names is not None and len(job.outputs) != len(self.output_names):
@@ -99,37 +117,38 @@ class Model:
             raise BadInput(
                 f"model {self.title!r} takes {', '.join(map(_shown, self.signature.inputs))}; got {', '.join(given)}"
             )
-        by_name = dict(zip(given, job.arrays, strict=True))
-        job.arrays = [by_name[name] for name in self.names]
+        order = [given.index(name) for name in self.names]
+        job.headers = [job.headers[n] for n in order]
+        job.values = [job.values[n] for n in order]
         job.names = []
 
-    def _examine(self, arrays: Sequence[Array]) -> tuple[Any, ...]:
+    def _examine(self, headers: Sequence[Header]) -> tuple[int, "Stack | None"]:
         specs = self.signature.inputs
-        if len(arrays) != len(specs):
+        if len(headers) != len(specs):
             raise BadInput(
-                f"model {self.title!r} takes {len(specs)} inputs, {', '.join(map(_shown, specs))}; got {len(arrays)}"
+                f"model {self.title!r} takes {len(specs)} inputs, {', '.join(map(_shown, specs))}; got {len(headers)}"
             )
-        for spec, array in zip(specs, arrays, strict=True):
-            self._check(spec, array)
-        rows = arrays[0].shape[0] if arrays[0].ndim else 0
-        if self.max_rows > 1 and all(array.ndim and array.shape[0] == rows for array in arrays):
+        for spec, header in zip(specs, headers, strict=True):
+            self._check(spec, header)
+        rows = headers[0].shape[0] if headers[0].shape else 0
+        if self.max_rows > 1 and all(header.shape and header.shape[0] == rows for header in headers):
             free = all(spec.shape is None or spec.shape[0] == -1 for spec in specs)
             # Elements of STRING tensors have a width each; numpy stacks only what has the same.
-            group = (self.id, *((array.dtype, array.shape[1:]) for array in arrays)) if free else None
-            return rows, group
+            key = tuple((header.dtype, header.shape[1:]) for header in headers)
+            return rows, self._stacks.setdefault(key, Stack(key)) if free else None
         return max(rows, 1), None
 
-    def _check(self, spec: TensorSpec, array: Array) -> None:
-        dtype = dtypes.of(array.dtype).name
+    def _check(self, spec: TensorSpec, header: Header) -> None:
+        dtype = dtypes.of(header.dtype).name
         if spec.dtype not in ("", dtype):
             raise BadDtype(f"input {spec.name!r} of {self.title!r} takes {spec.dtype}, got {dtype}: convert it")
         if spec.shape is not None and (
-            len(spec.shape) != array.ndim
-            or any(want not in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True))
+            len(spec.shape) != len(header.shape)
+            or any(want not in (-1, got) for want, got in zip(spec.shape, header.shape, strict=True))
         ):
             raise BadShape(
                 f"input {spec.name!r} of {self.title!r} takes shape {list(spec.shape)} (-1: any),"
-                f" got {list(array.shape)}"
+                f" got {list(header.shape)}"
             )
 
 

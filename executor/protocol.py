@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgpack
+from numpy.typing import NDArray
 
 from keyside.tensorstore import npy
 from keyside.tensorstore.errors import BadNpy, InputLost, KeysideError
@@ -37,50 +38,63 @@ class Job:
         deadline: server time in ms; 0: none.
         inputs: one per input: bytes are an npy file; a tuple (key, captured) is a key that holds one, and whether it is
             ours to delete.
+        keyed: whether there are such keys.
         names: names of the inputs, if the executor has to bind them.
         outputs: keys to write; empty: the outputs go into the reply.
         alone: never in a batch: it was delivered before.
-        arrays: the inputs as arrays, once they are all here.
+        values: the inputs as npy files, once they are all here.
+        headers: what their headers say.
         claimed: when it was read, monotonic seconds.
     """
 
     __slots__ = (
         "alone",
-        "arrays",
         "bytes",
         "claimed",
         "corr",
         "deadline",
         "device",
         "group",
+        "headers",
         "id",
         "inputs",
         "key",
+        "keyed",
         "model",
         "names",
         "op",
         "outputs",
         "rows",
         "ticket",
+        "values",
         "version",
     )
 
-    def __init__(self, device: str, entry_id: bytes, header: Sequence[Any], inputs: list[Any]) -> None:
+    names: list[bytes]
+    outputs: list[bytes]
+
+    def __init__(
+        self, device: str, entry_id: bytes, header: Sequence[Any], inputs: list[Any], *, keyed: bool = True
+    ) -> None:
         self.id = entry_id
         self.device = device
-        self.op: bytes = header[1]
-        self.model: bytes = header[2]
-        self.key: bytes = header[3]
-        self.version: int = header[4]
-        self.deadline: int = header[5]
-        self.ticket: bytes = header[6]
-        self.corr: bytes = header[7]
+        self.op: bytes
+        self.model: bytes
+        self.key: bytes
+        self.version: int
+        self.deadline: int
+        self.ticket: bytes
+        self.corr: bytes
+        self.bytes: int
+        (
+            _, self.op, self.model, self.key, self.version, self.deadline, self.ticket, self.corr, _, self.names,
+            self.outputs, self.bytes, *_,
+        ) = header  # fmt: skip
         self.inputs = inputs
-        self.names: list[bytes] = header[9]
-        self.outputs: list[bytes] = header[10]
-        self.bytes: int = header[11]
+        self.keyed = keyed
         self.alone = False
-        self.arrays: list[Any] = []
+        self.values: list[bytes | memoryview] = []
+        self.headers: list[npy.Header] = []
         self.rows = 0
         self.group: Any = None
         self.claimed = 0.0
@@ -88,15 +102,20 @@ class Job:
     @property
     def captures(self) -> list[bytes]:
         """The private keys that hold inputs of this job and of no other."""
-        return [source[0] for source in self.inputs if type(source) is tuple and source[1]]
+        return [source[0] for source in self.inputs if type(source) is tuple and source[1]] if self.keyed else []
 
     @property
     def missing(self) -> list[int]:
         """Positions of the inputs that have to be read from keys."""
-        return [n for n, source in enumerate(self.inputs) if type(source) is tuple]
+        return [n for n, source in enumerate(self.inputs) if type(source) is tuple] if self.keyed else []
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """The inputs as arrays over the memory of their values."""
+        return [npy.over(header, value) for header, value in zip(self.headers, self.values, strict=True)]
 
     def decode(self, fetched: Sequence[Any] = ()) -> None:
-        """Make the arrays, of inline values and of what was read from keys.
+        """Read the headers, of inline values and of what was read from keys.
 
         Args:
             fetched: for each of `missing`, the value, None, or an exception.
@@ -105,24 +124,31 @@ class Job:
             InputLost: a key had gone or no longer holds a tensor.
             BadNpy: an inline value is no tensor.
         """
-        values = iter(fetched)
-        arrays = []
+        if not self.keyed:
+            self.headers = [npy.read_header(value) for value in self.inputs]
+            self.values = self.inputs
+            return
+        given = iter(fetched)
+        headers, values = [], []
         for source in self.inputs:
             if type(source) is tuple:
-                arrays.append(_read(source[0], next(values)))
+                value = next(given)
+                headers.append(_read(source[0], value))
             else:
-                arrays.append(npy.decode(source))
-        self.arrays = arrays
+                value = source
+                headers.append(npy.read_header(value))
+            values.append(value)
+        self.headers, self.values = headers, values
 
 
-def _read(key: bytes, value: Any) -> Any:
+def _read(key: bytes, value: Any) -> npy.Header:
     if value is None or isinstance(value, Exception):
         raise InputLost(
             f"input key {key.decode(errors='replace')!r} was gone when the job ran:"
             f" {value or 'expired, evicted or deleted'}"
         )
     try:
-        return npy.decode(value)
+        return npy.read_header(value)
     except BadNpy as error:
         raise InputLost(f"input key {key.decode(errors='replace')!r} no longer holds a tensor: {error.text}") from None
 
@@ -130,6 +156,12 @@ def _read(key: bytes, value: Any) -> Any:
 _MODEL_ID = re.compile(rb"[A-Za-z0-9]{1,64}-[1-9][0-9]{0,15}")
 _MOST = 2**53 - 1
 _TYPES = (int, bytes, bytes, bytes, int, int, bytes, bytes, list, list, list, int)
+_FIELDS = len(_TYPES)
+_INLINE = frozenset((b"v",))
+
+# Headers begin with what is the same for all jobs of a version: whether that part is well formed is remembered.
+_CHECKED: set[tuple[Any, ...]] = set()
+_CHECKED_MAX = 4096
 
 
 def parse_entry(device: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
@@ -142,41 +174,65 @@ def parse_entry(device: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
         if len(fields) < 2 or fields[0] != b"h":
             raise BadEntry("the first field is not h")
         header = msgpack.unpackb(fields[1], raw=True, strict_map_key=False)
-        if type(header) is not list or len(header) < len(_TYPES):
-            raise BadEntry("h is not a list of its length")
-        for value, kind in zip(header, _TYPES, strict=False):
-            if type(value) is not kind:
-                raise BadEntry(f"h has a {type(value).__name__} where a {kind.__name__} belongs")
+        if type(header) is not list or tuple(map(type, header[:_FIELDS])) != _TYPES:
+            raise BadEntry(_wrong_type(header))
         _check_header(header)
-        inputs: list[Any] = []
-        inline = 3
-        for mode in header[8]:
-            if mode == b"v":
-                inputs.append(fields[inline])
-                inline += 2
-            elif mode[:1] in (b"c", b"r"):
-                inputs.append((mode[1:], mode[:1] == b"c"))
-            else:
-                raise BadEntry("an input has an unknown mode")
-        for text in (*header[9], *header[10]):
-            if type(text) is not bytes:
-                raise BadEntry("a name is not a string")
+        modes = header[8]
+        if _INLINE.issuperset(modes):
+            inputs: list[Any] = list(fields[3 : 2 + 2 * len(modes) : 2])
+            if len(inputs) != len(modes):
+                raise BadEntry("an inline input is missing")
+            keyed = False
+        else:
+            inputs, keyed = _sources(modes, fields), True
+        for texts in (header[9], header[10]):
+            for text in texts:
+                if type(text) is not bytes:
+                    raise BadEntry("a name is not a string")
     except BadEntry:
         raise
     except (ValueError, TypeError, IndexError, msgpack.UnpackException, RecursionError) as error:
         raise BadEntry(f"unreadable: {error}") from None
-    return Job(device, entry_id, header, inputs)
+    return Job(device, entry_id, header, inputs, keyed=keyed)
+
+
+def _sources(modes: Sequence[Any], fields: Sequence[bytes]) -> list[Any]:
+    inputs: list[Any] = []
+    inline = 3
+    for mode in modes:
+        if mode == b"v":
+            inputs.append(fields[inline])
+            inline += 2
+        elif mode[:1] in (b"c", b"r"):
+            inputs.append((mode[1:], mode[:1] == b"c"))
+        else:
+            raise BadEntry("an input has an unknown mode")
+    return inputs
+
+
+def _wrong_type(header: Any) -> str:
+    if type(header) is not list or len(header) < _FIELDS:
+        return "h is not a list of its length"
+    for value, kind in zip(header, _TYPES, strict=False):
+        if type(value) is not kind:
+            return f"h has a {type(value).__name__} where a {kind.__name__} belongs"
+    return "h is malformed"
 
 
 def _check_header(header: Sequence[Any]) -> None:
-    form, op, model, _, version, deadline, *_, counted = header[: len(_TYPES)]
-    if form != 1:
-        raise BadEntry(f"its format is {form}, not 1")
-    if op not in (b"run", b"load"):
-        raise BadEntry("its operation is neither run nor load")
-    if not _MODEL_ID.fullmatch(model) or not 0 < version <= _MOST:
-        raise BadEntry("it names no version of a model")
-    if not 0 <= deadline <= _MOST or not 0 <= counted <= _MOST:
+    form, op, model, _, version, deadline, *_ = header
+    front = (form, op, model, version)
+    if front not in _CHECKED:
+        if form != 1:
+            raise BadEntry(f"its format is {form}, not 1")
+        if op not in (b"run", b"load"):
+            raise BadEntry("its operation is neither run nor load")
+        if not _MODEL_ID.fullmatch(model) or not 0 < version <= _MOST:
+            raise BadEntry("it names no version of a model")
+        if len(_CHECKED) >= _CHECKED_MAX:
+            _CHECKED.clear()
+        _CHECKED.add(front)
+    if not 0 <= deadline <= _MOST or not 0 <= header[11] <= _MOST:
         raise BadEntry("a number is out of range")
     if op == b"run" and not (deadline and header[8]):
         raise BadEntry("a run without inputs or without a deadline")
@@ -229,35 +285,50 @@ def complete(
     """Return the commands that end the jobs of one batch: SETs of large outputs, then KS_COMPLETE."""
     commands: list[list[Argument]] = []
     errors = 0
-    counted: list[int] = []
+    counted = False
     tail: list[Argument] = []
-    if len(ended) > 1:
+    if len(ended) > 1 and not _in_order(ended):
         ended = sorted(ended, key=lambda one: entry_order(one.job.id))
     for one in ended:
         job = one.job
-        errors += one.error is not None
-        counted.append(job.bytes)
+        if one.error is not None:
+            errors += 1
+        if job.bytes:
+            counted = True
+        captures = job.captures
+        if not captures and not one.outputs:
+            tail += (job.id, job.deadline, job.ticket, job.corr, one.reply, b"0")
+            continue
         for key, header, data, expires in one.staged:
             commands.append([b"SET", key, (header, data), b"PX", expires])
-        captures = job.captures
-        tail += (
-            job.id,
-            job.deadline,
-            job.ticket,
-            job.corr,
-            one.reply,
-            len(captures),
-            *captures,
-            len(one.outputs),
-        )
+        more: list[Argument] = [len(captures), *captures]
         for output in one.outputs:
-            tail += output
-    sizes = " ".join(map(str, counted)) if any(counted) else 0
+            more += output
+        tail += (job.id, job.deadline, job.ticket, job.corr, one.reply, len(more), *more)
+    sizes = " ".join(str(one.job.bytes) for one in ended) if counted else b"0"
     head: list[Argument] = [
-        b"FCALL", b"KS_COMPLETE", 0, device, consumer, held, model, duration_us, samples, errors, sizes, len(ended),
+        b"FCALL", b"KS_COMPLETE", b"0", device, consumer, held, model, duration_us, samples, errors, sizes, len(ended),
     ]  # fmt: skip
     commands.append(head + tail)
     return commands
+
+
+_DASH = ord("-")
+
+
+def _in_order(ended: Sequence[Finished]) -> bool:
+    """Whether entries are surely in the order of the stream, seen without taking their ids apart.
+
+    Milliseconds have 13 digits until the year 2286: then longer ids are younger ones, and others compare as text.
+    """
+    before = (0, b"")
+    for one in ended:
+        entry_id = one.job.id
+        here = (len(entry_id), entry_id)
+        if here <= before or here[0] < 15 or entry_id[13] != _DASH:
+            return False
+        before = here
+    return True
 
 
 def entry_order(entry_id: bytes) -> tuple[int, int]:

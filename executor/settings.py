@@ -74,6 +74,8 @@ class Settings:
         log_format: console or json.
         allow_code: load models that are code and cannot be checked.
         inline_ms: models whose runs take less than this run on the thread that reads jobs.
+        spin_us: how long the thread that reads jobs looks for the next one before it sleeps, while jobs come that fast;
+            0: never.
         min_batch_timeout_ms: how long MINBATCHSIZE waits where MINBATCHTIMEOUT is not set.
         drain_s: how long to go on with claimed jobs after the request to stop.
     """
@@ -96,6 +98,7 @@ class Settings:
     log_format: str = "console"
     allow_code: bool = False
     inline_ms: float = 2.0
+    spin_us: int = 200
     min_batch_timeout_ms: int = 100
     drain_s: float = 30.0
 
@@ -220,6 +223,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "log_format": str.lower,
     "allow_code": _boolean,
     "inline_ms": _real,
+    "spin_us": _integer,
     "min_batch_timeout_ms": _integer,
     "drain_s": _real,
 }
@@ -235,6 +239,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loader_threads": (1, 64),
     "http_port": (0, 65_535),
     "inline_ms": (0, 60_000),
+    "spin_us": (0, 10_000),
     "min_batch_timeout_ms": (0, 3_600_000),
     "drain_s": (0, 86_400),
 }

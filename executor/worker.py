@@ -10,7 +10,7 @@ import hiredis
 import structlog
 
 from keyside import __version__
-from keyside.executor.batching import Batcher
+from keyside.executor.batching import batches
 from keyside.executor.cache import ModelCache
 from keyside.executor.delivery import Delivery, Parcel, Post
 from keyside.executor.install import ensure_library
@@ -23,9 +23,10 @@ from keyside.executor.protocol import GROUP, Finished, Job, claim
 from keyside.executor.runner import Ran, Runner
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
-from keyside.executor.wire import Command, Wire
+from keyside.executor.wire import Wire
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, TryAgain, Unreachable
+from keyside.tensorstore.resp import encode
 
 __all__ = ["Worker"]
 
@@ -34,6 +35,7 @@ TICK = 0.05
 START_S = 30.0
 LINGER_S = 0.0005
 PARKED_MAX = 16
+CLAIMS_MAX = 1024
 
 
 class Worker:
@@ -85,6 +87,8 @@ class Worker:
         self._outbox: list[Parcel] = []  # to be sent with the next claim
         self._sent: list[Parcel] = []  # sent by the claim thread, and not answered yet
         self._room = threading.Event()
+        self._spin_s = settings.spin_us / 1e6
+        self._claims: dict[tuple[Any, ...], bytes] = {}
         self._claim_thread = 0
         self._adopted: dict[str, bytes] = {}
         self.watchdog = Watchdog(self)
@@ -133,8 +137,10 @@ class Worker:
             self._room.clear()
             return
         outbox, self._outbox = self._outbox, []
+        # Never beside a run: that needs the interpreter's lock when it ends, and the core maybe all the time.
+        self.wire.spin_s = 0.0 if any(lane.running for lane in self._lanes.values()) else self._spin_s
         try:
-            self._send(outbox, claim(self.consumer, streams, count, BLOCK_MS))
+            self._send(outbox, self._claim(streams, count))
             self._settle_sent()
             claimed = self.wire.read()
         finally:
@@ -144,10 +150,20 @@ class Worker:
         if missing:
             raise LibraryMissing("KS_COMPLETE")
 
-    def _send(self, parcels: Sequence[Parcel], *more: Command) -> None:
+    def _claim(self, streams: Sequence[bytes], count: int) -> bytes:
+        """Return the command that waits for jobs, encoded."""
+        what = (count, *streams)
+        encoded = self._claims.get(what)
+        if encoded is None:
+            if len(self._claims) >= CLAIMS_MAX:
+                self._claims.clear()
+            encoded = self._claims[what] = b"".join(encode(claim(self.consumer, streams, count, BLOCK_MS)))
+        return encoded
+
+    def _send(self, parcels: Sequence[Parcel], more: bytes = b"") -> None:
         """Send parcels and more in one write; `_settle_sent` reads what the server says to the parcels."""
         self._sent += parcels
-        self.wire.send([command for parcel in parcels for command in parcel.commands] + list(more))
+        self.wire.send([command for parcel in parcels for command in parcel.commands], more)
 
     def _settle_sent(self) -> None:
         while self._sent:
@@ -203,33 +219,25 @@ class Worker:
                 self.held.pop(job.id, None)
             raise
         lane = self._lanes[device]
-        inline = Batcher()
+        here: list[tuple[Model, Job]] = []
         queued: list[tuple[Model, Job]] = []
-        runs_here: dict[bytes, bool] = {}
-        server_now = self.watchdog.now_ms()
-        for job in jobs:
-            if job.deadline and job.deadline < server_now:
-                continue  # the watchdog answers it
-            model = self._intake.ready(job)
-            if model is None:
-                continue
-            here = runs_here.get(model.id)
-            if here is None:
+        quick: dict[bytes, bool] = {}
+        for ready in self._intake.ready_all(jobs, self.watchdog.now_ms()):
+            model = ready[0]
+            runs_here = quick.get(model.id)
+            if runs_here is None:
                 # A model that got faster must not overtake those of its jobs that still wait in the lane.
-                here = runs_here[model.id] = self._is_quick(model) and not lane.holds(model)
-            if here:
-                inline.add(model, job)
-            else:
-                queued.append((model, job))
+                runs_here = quick[model.id] = self._is_quick(model) and not lane.holds(model)
+            (here if runs_here else queued).append(ready)
         lane.put(queued)
-        self._run_here(device, inline, now)
+        if here:
+            self._run_here(device, here)
 
-    def _run_here(self, device: str, inline: Batcher, now: float) -> None:
+    def _run_here(self, device: str, jobs: Sequence[tuple[Model, Job]]) -> None:
         """Run what is quick on this thread."""
         lane = self._lanes[device]
         unsent = 0.0
-        while (batch := inline.take(now)) is not None:
-            model, together = batch
+        for model, together in batches(jobs):
             if unsent > LINGER_S:
                 # The first callers need not wait for the last. What the server says is read with the next claim.
                 outbox, self._outbox = self._outbox, []

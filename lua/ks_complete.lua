@@ -8,15 +8,16 @@
 -- ARGV[7] errors         how many of the jobs failed
 -- ARGV[8] bytes          counted bytes of each job, with spaces between; 0 if there are none
 -- ARGV[9] jobs           how many follow, oldest first; for each:
--- ARGV[10..] job         id, deadline, ticket, corr, reply, n captures, capture..., n outputs, (key, V value | S staged key)...
+-- ARGV[10..] job         id, deadline, ticket, corr, reply, number of arguments that follow for this job (mostly 0);
+--                        if any: n captures, capture..., (key, V value | S staged key)... of its outputs
 -- Returns: one digit per job: 1 answered, 0 no longer this executor's, 2 too late, 3 answered with an error found here
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
 
 -- Write the outputs, or say why not; nothing is written when one of them cannot be.
-local function complete_outputs(argv, i, count)
-  for n = 0, count - 1 do
-    local key, how, value = argv[i + 3 * n], argv[i + 3 * n + 1], argv[i + 3 * n + 2]
+local function complete_outputs(argv, first, last)
+  for i = first, last, 3 do
+    local key, how, value = argv[i], argv[i + 1], argv[i + 2]
     local there = how == 'V' or redis.pcall('EXISTS', value)
     if type(there) == 'table' then
       return raised_text(there)
@@ -32,8 +33,8 @@ local function complete_outputs(argv, i, count)
       return problem
     end
   end
-  for n = 0, count - 1 do
-    local key, how, value = argv[i + 3 * n], argv[i + 3 * n + 1], argv[i + 3 * n + 2]
+  for i = first, last, 3 do
+    local key, how, value = argv[i], argv[i + 1], argv[i + 2]
     if how == 'V' then
       redis.call('SET', key, value)
     elseif how == 'S' then
@@ -44,12 +45,16 @@ local function complete_outputs(argv, i, count)
   end
 end
 
-local function complete_unstage(argv, i, count)
-  for n = 0, count - 1 do
-    if argv[i + 3 * n + 1] ~= 'V' then
-      redis.pcall('UNLINK', argv[i + 3 * n + 2])
+local function complete_unstage(argv, first, last)
+  for i = first, last, 3 do
+    if argv[i + 1] ~= 'V' then
+      redis.pcall('UNLINK', argv[i + 2])
     end
   end
+end
+
+local function complete_malformed(text)
+  raise('BADARG', text .. ': KS_COMPLETE is called by executors only')
 end
 
 -- Where each job begins, and its deadline; BADARG unless the arguments are exactly what they say. Nothing has been
@@ -57,17 +62,25 @@ end
 local function complete_walk(argv, count)
   local starts, deadlines, i, last = {}, {}, 10, #argv
   for n = 1, count do
-    starts[n] = i
-    deadlines[n] = args.int(argv[i + 1] or '')
-    local captures = args.int(argv[i + 5] or '', 0, last)
-    local amount = captures and args.int(argv[i + 6 + captures] or '', 0, last)
-    if not amount or not deadlines[n] then
-      raise('BADARG', 'job ' .. n .. ' of ' .. count .. ' is malformed: KS_COMPLETE is called by executors only')
+    local more = argv[i + 5]
+    local deadline = args.int(argv[i + 1] or '')
+    starts[n], deadlines[n] = i, deadline
+    if more == '0' then
+      i = i + 6
+    else
+      more = args.int(more or '', 1, last)
+      local captures = more and args.int(argv[i + 6] or '', 0, more - 1)
+      if not captures or (more - 1 - captures) % 3 ~= 0 then
+        complete_malformed('job ' .. n .. ' of ' .. count .. ' is malformed')
+      end
+      i = i + 6 + more
     end
-    i = i + 7 + captures + 3 * amount
+    if not deadline then
+      complete_malformed('job ' .. n .. ' of ' .. count .. ' has no deadline')
+    end
   end
   if i ~= last + 1 or not jobs.is_id(argv[10]) or not jobs.is_id(argv[starts[count]]) then
-    raise('BADARG', count .. ' jobs do not fill the arguments: KS_COMPLETE is called by executors only')
+    complete_malformed(count .. ' jobs do not fill the arguments')
   end
   return starts, deadlines
 end
@@ -102,12 +115,26 @@ local function complete_count(own, stream, ids, model, duration, samples, errors
   end
 end
 
+-- What a job has besides its reply. Returns the reply, and the digit of its status.
+local function complete_keys(argv, i, reply, late)
+  local captures = i + 6 + tonumber(argv[i + 6])
+  local last = i + 5 + tonumber(argv[i + 5])
+  local problem = late or complete_outputs(argv, captures + 1, last)
+  if problem then
+    complete_unstage(argv, captures + 1, last)
+  end
+  for c = i + 7, captures do
+    redis.pcall('UNLINK', argv[c])
+  end
+  return problem or reply, late and '2' or problem and '3' or '1'
+end
+
 local function KS_COMPLETE(_, ARGV)
   local device, consumer, held, model = ARGV[1] or '', ARGV[2], args.int(ARGV[3] or '', 1), ARGV[4]
   local duration, samples, errors = args.int(ARGV[5] or ''), args.int(ARGV[6] or ''), args.int(ARGV[7] or '')
   local bytes, count = ARGV[8], args.int(ARGV[9] or '', 1, #ARGV)
   if not jobs.is_device(device) or not held or not duration or not samples or not errors or not count then
-    raise('BADARG', 'KS_COMPLETE is called by executors only')
+    complete_malformed('arguments are missing')
   end
   local starts, deadlines = complete_walk(ARGV, count)
   local own = node.keys()
@@ -116,42 +143,42 @@ local function KS_COMPLETE(_, ARGV)
   local now = node.now_ms()
   local counted = bytes ~= '0' and string.gmatch(bytes, '%d+')
   local released = 0
-  local ids, status = {}, {}
+  local ids, status, shared = {}, {}, nil
   for n = 1, count do
-    local i = starts[n]
-    local id, deadline, ticket, corr, reply = ARGV[i], deadlines[n], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-    local captures = tonumber(ARGV[i + 5])
-    local outputs = i + 6 + captures
-    local amount = tonumber(ARGV[outputs])
+    local i, deadline = starts[n], deadlines[n]
+    local id, reply, digit = ARGV[i], ARGV[i + 4], '1'
     local size = counted and tonumber(counted() or 0) or 0
     if not mine[id] then
-      status[n] = '0'
-      complete_unstage(ARGV, outputs + 1, amount)
+      digit = '0'
+      if ARGV[i + 5] ~= '0' then
+        complete_unstage(ARGV, i + 7 + tonumber(ARGV[i + 6]), i + 5 + tonumber(ARGV[i + 5]))
+      end
     else
       -- The same entry twice in one call is answered once.
       mine[id] = nil
-      status[n] = '1'
-      if now > deadline then
-        status[n] = '2'
-        reply = 'TIMEDOUT the deadline passed ' .. (now - deadline) .. ' ms before the job ended'
-        complete_unstage(ARGV, outputs + 1, amount)
-      elseif amount > 0 then
-        local problem = complete_outputs(ARGV, outputs + 1, amount)
-        if problem then
-          status[n] = '3'
-          reply = problem
-          complete_unstage(ARGV, outputs + 1, amount)
-        end
+      local late = now > deadline and 'TIMEDOUT the deadline passed ' .. (now - deadline) .. ' ms before the job ended'
+      if late then
+        reply, digit = late, '2'
       end
-      for c = i + 6, i + 5 + captures do
-        redis.pcall('UNLINK', ARGV[c])
+      if ARGV[i + 5] ~= '0' then
+        reply, digit = complete_keys(ARGV, i, reply, late)
       end
-      jobs.reply(own, device, id, deadline, ticket, corr, reply)
+      local ticket, corr = ARGV[i + 2], ARGV[i + 3]
+      if corr == '' then
+        jobs.reply(own, device, id, deadline, ticket, '', reply)
+      else
+        shared = shared or {}
+        jobs.collect(shared, ticket, corr .. ' ' .. reply, deadline)
+      end
       released = released + size
       ids[#ids + 1] = id
     end
+    status[n] = digit
   end
   if ids[1] then
+    if shared then
+      jobs.push_collected(shared)
+    end
     if model ~= '' then
       -- While the entries are still there: they know the name of the model.
       complete_count(own, stream, ids, model, ARGV[5], ARGV[6], errors)

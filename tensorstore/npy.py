@@ -36,7 +36,9 @@ __all__ = [
     "encode",
     "encode_header",
     "header_size",
+    "over",
     "parse_header",
+    "read_header",
     "to_bytes",
 ]
 
@@ -159,22 +161,45 @@ def decode(buf: Buffer) -> NDArray[Any]:
     Raises:
         BadNpy: ``buf`` is not a well-formed tensor; the text says what is wrong.
     """
+    return over(read_header(buf), buf)
+
+
+def read_header(buf: Buffer) -> Header:
+    """Read and check the header of a whole npy file.
+
+    Args:
+        buf: The file.
+
+    Returns:
+        What the header says; equal headers give the same object, as long as it is remembered.
+
+    Raises:
+        BadNpy: ``buf`` is not a well-formed tensor; the text says what is wrong.
+    """
     if type(buf) is not bytes:
-        return _decode_view(buf)
+        view = _as_view(buf)
+        return parse_header(view, len(view))
     try:
         header = _HEADERS[buf[: 10 + buf[8] + (buf[9] << 8)]]
     except (KeyError, IndexError):
-        header = parse_header(buf, len(buf))
+        return parse_header(buf, len(buf))
     if len(buf) - header.offset != header.nbytes:
         _mismatch(header, len(buf))
-    array: NDArray[Any] = np.ndarray(header.shape, header.dtype, buf, header.offset)
-    return array if array.flags.aligned else _aligned(array)
+    return header
 
 
-def _decode_view(buf: Buffer) -> NDArray[Any]:
-    view = _as_view(buf)
-    header = parse_header(view, len(view))
-    array: NDArray[Any] = np.ndarray(header.shape, header.dtype, view, header.offset)
+def over(header: Header, buf: Buffer) -> NDArray[Any]:
+    """Make an array over the memory of an npy file.
+
+    Args:
+        header: What ``read_header`` said of it.
+        buf: The file.
+
+    Returns:
+        The array; see ``decode``.
+    """
+    data = buf if type(buf) is bytes else _as_view(buf)
+    array: NDArray[Any] = np.ndarray(header.shape, header.dtype, data, header.offset)
     return array if array.flags.aligned else _aligned(array)
 
 

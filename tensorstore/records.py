@@ -20,6 +20,7 @@ __all__ = [
     "decode_reply",
     "encode_reply",
     "model_id",
+    "reply_parts",
 ]
 
 STATES = ("loading", "ready", "failed")
@@ -258,6 +259,29 @@ _DECODER = msgspec.msgpack.Decoder()
 def encode_reply(target: str, outputs: Iterable[tuple[str, bytes | memoryview | str]]) -> bytes:
     """Return the reply to a prediction, one msgpack map (docs/protocol.md section 5)."""
     return _ENCODER.encode({"target": target, "outputs": dict(outputs)})
+
+
+def reply_parts(target: str, outputs: Sequence[tuple[str, bytes, int]]) -> list[bytes]:
+    """Return the reply of `encode_reply` without the elements of its tensors.
+
+    Args:
+        target: the version that ran.
+        outputs: name, npy header, and number of bytes of the elements, at least one.
+
+    Returns:
+        For each output, what stands between the elements of the one before and its own.
+    """
+    count = len(outputs)
+    whole = _ENCODER.encode({"target": target, "outputs": {str(n): None for n in range(count)}})
+    entries = b"".join(_ENCODER.encode(str(n)) + b"\xc0" for n in range(count))
+    front = whole[: len(whole) - len(entries)]
+    parts = []
+    for name, header, nbytes in outputs:
+        size = len(header) + nbytes
+        head = _ENCODER.encode(bytes(size))[:-size]
+        parts.append(front + _ENCODER.encode(name) + head + header)
+        front = b""
+    return parts
 
 
 def decode_reply(data: bytes | memoryview) -> PredictReply:

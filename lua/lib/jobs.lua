@@ -91,12 +91,41 @@ function jobs.push(ticket, corr, text, expires)
     text = corr .. ' ' .. text
   end
   local pushed = redis.pcall('RPUSH', ticket, text)
-  expires = ('%d'):format(expires)
   if pushed == 1 then
-    redis.call('PEXPIREAT', ticket, expires)
+    redis.call('PEXPIREAT', ticket, ('%d'):format(expires))
   elseif type(pushed) == 'number' then
     -- Other replies wait on the same list: none of them goes before its time.
-    redis.call('PEXPIREAT', ticket, expires, 'GT')
+    redis.call('PEXPIREAT', ticket, ('%d'):format(expires), 'GT')
+  end
+end
+
+-- Replies for lists that many jobs share, gathered in `lists`, to be pushed together: they cost most of what a batch does.
+function jobs.collect(lists, ticket, text, deadline)
+  local list = lists[ticket]
+  if not list then
+    lists[ticket] = { text, deadline = deadline }
+  else
+    list[#list + 1] = text
+    if deadline > list.deadline then
+      list.deadline = deadline
+    end
+  end
+end
+
+function jobs.push_collected(lists)
+  for ticket, list in pairs(lists) do
+    local length, count = 0, #list
+    for from = 1, count, 1000 do
+      length = redis.pcall('RPUSH', ticket, unpack(list, from, math.min(from + 999, count)))
+    end
+    if type(length) == 'number' then
+      local expires = ('%d'):format(list.deadline + jobs.REPLY_GRACE_MS)
+      if length == count then
+        redis.call('PEXPIREAT', ticket, expires)
+      else
+        redis.call('PEXPIREAT', ticket, expires, 'GT')
+      end
+    end
   end
 end
 

@@ -8,6 +8,7 @@ import numpy as np
 from keyside.executor.backends.base import Array
 from keyside.executor.model import Model
 from keyside.executor.protocol import Job
+from keyside.tensorstore import npy
 from keyside.tensorstore.records import Signature, TensorSpec, VersionInfo
 
 __all__ = ["FunctionModel", "job", "model"]
@@ -50,11 +51,17 @@ def model(
 
 
 def job(
-    number: int, *arrays: Any, claimed: float = 0.0, outputs: Sequence[bytes] = (), names: Sequence[bytes] = ()
+    number: int,
+    *arrays: Any,
+    claimed: float = 0.0,
+    outputs: Sequence[bytes] = (),
+    names: Sequence[bytes] = (),
+    dtype: str = "f4",
 ) -> Job:
     """A job whose inputs are here already."""
     header = [1, b"run", b"u-1", b"m", 1, 10**15, b"", b"", [], list(names), list(outputs), 0]
-    made = Job("CPU", b"%d-0" % number, header, [])
-    made.arrays = [np.asarray(array, np.float32) for array in arrays]
+    made = Job("CPU", b"%d-0" % number, header, [], keyed=False)
+    made.inputs = [npy.to_bytes(np.asarray(array, dtype)) for array in arrays]
+    made.decode()
     made.claimed = claimed
     return made

@@ -140,7 +140,6 @@ def test_what_does_not_fit_is_refused_with_both_sides() -> None:
         served.prepare(job(0, rows(1), rows(1)))
     with pytest.raises(BadInput, match="gives 1 outputs, y; got 2 output keys"):
         served.prepare(job(0, rows(1), outputs=(b"a", b"b")))
-    wrong = job(0, rows(1))
-    wrong.arrays = [np.zeros((1, 4), np.int64)]
+    wrong = job(0, rows(1), dtype="i8")
     with pytest.raises(BadDtype, match="takes FLOAT, got INT64"):
         served.prepare(wrong)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyside.executor.protocol import BadEntry, Finished, Job, complete, parse_entry
+from keyside.executor.protocol import BadEntry, Finished, Job, complete, entry_order, parse_entry
 from keyside.tensorstore import npy
 from keyside.tensorstore.errors import InputLost
 
@@ -73,5 +73,22 @@ def test_completion_names_the_jobs_oldest_first() -> None:
     commands = complete("CPU", b"me", 20, b"u-1", 5, 3, [Finished(job, b"OK", [], []) for job in jobs])
     assert len(commands) == 1
     words = commands[0]
-    assert words[:12] == [b"FCALL", b"KS_COMPLETE", 0, "CPU", b"me", 20, b"u-1", 5, 3, 0, "7 7 7", 3]
+    assert words[:12] == [b"FCALL", b"KS_COMPLETE", b"0", "CPU", b"me", 20, b"u-1", 5, 3, 0, "7 7 7", 3]
     assert [word for word in words[12:] if word in (b"10-0", b"9-1", b"9-0")] == [b"9-0", b"9-1", b"10-0"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [b"1700000000000-0", b"1700000000000-1", b"1700000000001-0"],
+        [b"1700000000000-9", b"1700000000000-10"],
+        [b"1700000000000-10", b"1700000000000-9"],
+        [b"9-5", b"10-0"],
+        [b"2-1", b"1-10"],
+        [b"99-123456789012", b"1700000000000-0"],
+    ],
+)
+def test_completion_is_in_the_order_of_the_stream(ids: list[bytes]) -> None:
+    jobs = [parse_entry("CPU", entry_id, entry(HEADER)) for entry_id in ids]
+    words = complete("CPU", b"me", 20, b"u-1", 5, 3, [Finished(job, b"OK", [], []) for job in jobs])[0]
+    assert [word for word in words[12:] if word in ids] == sorted(ids, key=entry_order)
