@@ -4,14 +4,15 @@ Requests name one list, the mailbox, for all their replies; one connection does 
 """
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from keyside.clients.channel import Channel, ignore
 from keyside.clients.endpoint import Endpoint
-from keyside.clients.mailbox import AsyncPending, Mailbox
-from keyside.clients.request import Identity, Request, who_serves
+from keyside.clients.mailbox import Mailbox
+from keyside.clients.packed import Packed, Packer
+from keyside.clients.pending import AsyncPending
+from keyside.clients.request import Identity, Request, process, who_serves
 from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import BadArg, TimedOut, Unreachable
@@ -41,13 +42,23 @@ class AsyncTransport:
         self._channels: list[Channel | None] = []
         self._connecting: dict[int, asyncio.Task[Channel]] = {}
         self._mailbox: Mailbox | None = None
+        self._packer = self._new_packer()
+
+    def _new_packer(self) -> Packer:
+        return Packer(self.identity, self.node, keys.mailbox(self.node, self.identity.id))
+
+    @property
+    def packer(self) -> Packer:
+        """Encodes calls of this client, in this process."""
+        self._here()
+        return self._packer
 
     def _here(self) -> None:
         """Begin anew in another process or another event loop: connections cannot move there."""
         loop = asyncio.get_running_loop()
-        if self._loop is loop and self.identity.pid == os.getpid():
+        if self._loop is loop and self.identity.pid == process.pid:
             return
-        if self._loop is not None and self._loop.is_running() and self.identity.pid == os.getpid():
+        if self._loop is not None and self._loop.is_running() and self.identity.pid == process.pid:
             raise BadArg("an AsyncClient is for one event loop at a time: make one for each")
         for channel in self._channels:
             if channel is not None:
@@ -59,6 +70,7 @@ class AsyncTransport:
         self._channels = [None] * (1 + _BULK_CHANNELS)
         self._connecting = {}
         self._mailbox = None
+        self._packer = self._new_packer()
 
     # --- connections
 
@@ -230,6 +242,18 @@ class AsyncTransport:
             return await pending.future
         finally:
             mailbox.leave(pending)
+
+    async def run_packed(self, request: Packed) -> bytes:
+        """Submit a request that is encoded already, by `packer` in this turn of the loop; like `run`."""
+        mailbox, channel = self._mailbox, self._channels[0] if self._channels else None
+        if mailbox is None or channel is None or not channel.ready:
+            return await self.run(request)
+        pending = mailbox.post(request, channel)
+        try:
+            return await pending.future
+        except BaseException:
+            mailbox.leave(pending)
+            raise
 
     async def begin(self, request: Request) -> AsyncPending:
         """Submit a request and return once the server has accepted it.

@@ -1,7 +1,6 @@
 """One blocking connection: several commands in one write, large values without copies."""
 
 import contextlib
-import os
 import select
 import socket
 import ssl
@@ -13,6 +12,7 @@ import hiredis
 import redis
 
 from keyside.clients.endpoint import Endpoint
+from keyside.clients.request import process
 from keyside.tensorstore.command import Command, encode
 from keyside.tensorstore.errors import Unreachable, from_reply
 from keyside.tensorstore.resp import NOT_READY, ReplyReader
@@ -41,12 +41,16 @@ class Wire:
         self._socket: socket.socket | None = self._connection._sock  # noqa: SLF001  # redis-py hands out no socket
         self._tls = isinstance(self._socket, ssl.SSLSocket)
         self._idle = idle
-        self._limit = -1.0
+        self._limit = idle
+        self._allowed = idle
         if self._socket is not None:
             limit_send(self._socket, idle)
+            limit_receive(self._socket, idle)
         self._reader = ReplyReader()
+        self._scratch = self._reader.get_buffer()
         self._used = time.monotonic()
-        self._pid = os.getpid()
+        self._pid = process.pid
+        self.said: Any = None
 
     @property
     def connected(self) -> bool:
@@ -57,7 +61,7 @@ class Wire:
     def usable(self) -> bool:
         """Whether it is open, and, after some time unused, has not been closed by the server meanwhile."""
         sock = self._socket
-        if sock is None or not self._reader.idle or self._pid != os.getpid():
+        if sock is None or not self._reader.idle or self._pid != process.pid:
             return False
         if self._tls or time.monotonic() - self._used < _FRESH_S:
             return True
@@ -99,16 +103,10 @@ class Wire:
         """
         reader = self._reader
         sock = self._open()
-        limit = self._idle + wait if limit is None else limit
+        allowed = self._idle + wait if limit is None else limit
         try:
-            if limit != self._limit:
-                limit_receive(sock, limit)
-                self._limit = limit
             while (reply := reader.gets()) is NOT_READY:
-                count = sock.recv_into(reader.get_buffer())
-                if not count:
-                    raise ConnectionResetError("the server closed the connection")
-                reader.buffer_updated(count)
+                reader.buffer_updated(self._receive(sock, reader.get_buffer(), allowed))
         except (OSError, hiredis.ProtocolError) as error:
             self._lost(error)
         except BaseException:  # the wait was interrupted: whose the next reply is would not be known
@@ -117,6 +115,71 @@ class Wire:
         if isinstance(reply, hiredis.ReplyError):
             return from_reply(str(reply))
         return reply
+
+    def ask(self, data: bytes, wait: float) -> Any:
+        """Send a call and a wait for what it sets off, both encoded; return the reply to the wait.
+
+        What the call itself says, which may be an error, is in `said` as soon as it is there. Behind an error the reply
+        to the wait has yet to be read.
+
+        Args:
+            data: both.
+            wait: seconds that the server may take for the second reply on top of what it always may.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        reader, scratch = self._reader, self._scratch
+        self.said = None
+        sock = self._open()
+        try:
+            sock.sendall(data)
+            while (said := reader.receive(self._receive(sock, scratch, self._idle))) is NOT_READY:
+                pass
+            if isinstance(said, hiredis.ReplyError):
+                self.said = from_reply(str(said))
+                return None
+            self.said = said
+            reply = reader.gets()
+            while reply is NOT_READY:
+                reply = reader.receive(self._receive(sock, scratch, self._idle + wait))
+        except (OSError, hiredis.ProtocolError) as error:
+            self._lost(error)
+        except BaseException:
+            self.close()
+            raise
+        return from_reply(str(reply)) if isinstance(reply, hiredis.ReplyError) else reply
+
+    def _receive(self, sock: socket.socket, buffer: memoryview, allowed: float) -> int:
+        """Receive something, within some seconds.
+
+        The kernel's own limit stays what it is unless it runs out: setting it costs a system call.
+        """
+        if allowed < self._limit or self._limit < self._idle:
+            self._bound(sock, min(allowed, self._idle))
+        try:
+            count = sock.recv_into(buffer)
+        except (TimeoutError, BlockingIOError):
+            count = self._receive_late(sock, buffer, allowed)
+        if not count:
+            raise ConnectionResetError("the server closed the connection")
+        return count
+
+    def _receive_late(self, sock: socket.socket, buffer: memoryview, allowed: float) -> int:
+        self._allowed = allowed
+        left = allowed - self._limit
+        while left > 0:
+            self._bound(sock, min(left, self._idle))
+            try:
+                return sock.recv_into(buffer)
+            except (TimeoutError, BlockingIOError):
+                left -= self._limit
+        raise TimeoutError
+
+    def _bound(self, sock: socket.socket, seconds: float) -> None:
+        if seconds != self._limit:
+            limit_receive(sock, seconds)
+            self._limit = seconds
 
     def done(self) -> None:
         """Take note that it is no longer used."""
@@ -138,6 +201,6 @@ class Wire:
     def _lost(self, error: Exception) -> None:
         self.close()
         what = (
-            f"nothing came for {self._limit:g} s" if isinstance(error, TimeoutError | BlockingIOError) else str(error)
+            f"nothing came for {self._allowed:g} s" if isinstance(error, TimeoutError | BlockingIOError) else str(error)
         )
         raise Unreachable(f"the connection to the server was lost: {what}") from error

@@ -219,6 +219,32 @@ class ReplyReader:
             self._large = None
             self._held = 0
 
+    def receive(self, nbytes: int) -> Any:
+        """Take bytes that have come and the first reply that they complete: ``buffer_updated`` and ``gets`` in one.
+
+        For a reader that was ``idle`` and has had no other use since, and for replies that are small: a large bulk
+        string comes as ``bytes``, at the price of a copy.
+
+        Args:
+            nbytes: How many, from the beginning of the memory that ``get_buffer`` gives then.
+
+        Returns:
+            The reply, or ``NOT_READY``. ``gets`` gives those behind it.
+
+        Raises:
+            hiredis.ProtocolError: What came is not RESP. The connection is of no more use.
+        """
+        reader = self._hiredis
+        reader.feed(self._scratch, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
+        reply = reader.gets(False)
+        if reply is NOT_READY:
+            self._at_start = False
+        elif reader.has_data():
+            self._collect()
+        else:
+            self._at_start = True
+        return reply
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes that were received elsewhere, at the price of a copy.
 
@@ -305,8 +331,12 @@ class ReplyReader:
         """Let hiredis have a part of the scratch."""
         if at == end:
             return
+        self._hiredis.feed(self._scratch, at, end - at)  # type: ignore[arg-type]  # any buffer will do
+        self._collect()
+
+    def _collect(self) -> None:
+        """Take the replies that hiredis has."""
         reader = self._hiredis
-        reader.feed(self._scratch, at, end - at)  # type: ignore[arg-type]  # any buffer will do
         while (reply := reader.gets(False)) is not NOT_READY:
             self._replies.append(reply)
             # With nothing left over, the last reply ended where the part did. Asking hiredis again would not
