@@ -6,10 +6,13 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.wire import Wire
-from keyside.tensorstore import keys
-from keyside.tensorstore.command import Command
+from keyside.tensorstore import keys, npy, plain
+from keyside.tensorstore.command import Command, Name, to_bytes
 from keyside.tensorstore.errors import KeysideError, Unreachable
 
 __all__ = ["Pool"]
@@ -112,7 +115,19 @@ class Pool:
         Raises:
             KeysideError: the server refuses or is gone.
         """
-        return command.result(self.replies((command,))[0])
+        reached = self.reached
+        wire = self.take()
+        try:
+            wire.write(command.encode())
+            reply = wire.read()
+        except Unreachable as error:
+            reply = self._again(command, error, reached=reached)
+        except BaseException:
+            wire.close()  # the reply is still to come
+            raise
+        else:
+            self.give(wire)
+        return command.result(reply)
 
     def call_many(self, batch: Sequence[Command[Any]]) -> list[Any]:
         """Send commands in one write and return their results.
@@ -131,14 +146,73 @@ class Pool:
         """
         reached = self.reached
         try:
-            with self.wire() as wire:
-                return _exchange(wire, batch)
+            return self._exchange(batch)
         except Unreachable:
             if not reached or self.closed or not all(command.repeatable for command in batch):
                 raise
             self.close_free()
-        with self.wire() as wire:
-            return _exchange(wire, batch)
+        return self._exchange(batch)
+
+    def _exchange(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        wire = self.take()
+        try:
+            wire.send(batch)
+            replies = [wire.read() for _ in batch]
+        except BaseException:
+            wire.close()  # which replies are still to come is not known
+            raise
+        self.give(wire)
+        return replies
+
+    # --- tensors
+
+    def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+        """Write a tensor.
+
+        Raises:
+            KeysideError: the server refuses or is gone.
+        """
+        reached = self.reached
+        head, tail = plain.set_around(key, header, data, px)
+        wire = self.take()
+        try:
+            reply = wire.put(head, data, tail)
+        except Unreachable as error:
+            command = plain.set_value(key, header, data, px)
+            reply = self._again(command, error, reached=reached)
+        else:
+            self.give(wire)
+        if isinstance(reply, KeysideError):
+            raise reply
+
+    def fetch(self, key: Name) -> NDArray[Any]:
+        """Read a tensor.
+
+        Raises:
+            KeysideError: there is none, the server refuses or is gone.
+        """
+        reached = self.reached
+        name = to_bytes(key)
+        wire = self.take()
+        try:
+            reply = wire.fetch(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name))
+        except Unreachable as error:
+            reply = self._again(plain.get_value(key), error, reached=reached)
+        else:
+            self.give(wire)
+        if type(reply) is np.ndarray:
+            found = npy.decode_received(reply)
+            if found is not None:
+                return found
+            reply = reply.data[:-2]
+        return plain.get_value(key).result(reply)
+
+    def _again(self, command: Command[Any], error: Unreachable, *, reached: bool) -> Any:
+        """Send a command that was lost with its connection once more."""
+        if not reached or self.closed or not command.repeatable:
+            raise error
+        self.close_free()
+        return self._exchange((command,))[0]
 
     def run_blocking(self, function: Callable[[], T]) -> T:
         """Run what may wait for a disk."""
@@ -148,11 +222,6 @@ class Pool:
         """Send commands whose results nobody waits for; if they cannot be sent, then not."""
         with contextlib.suppress(KeysideError):
             self.replies(batch)
-
-
-def _exchange(wire: Wire, batch: Sequence[Command[Any]]) -> list[Any]:
-    wire.send(batch)
-    return [wire.read() for _ in batch]
 
 
 _ALL: "weakref.WeakSet[Pool]" = weakref.WeakSet()

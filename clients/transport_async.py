@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from numpy.typing import NDArray
+
 from keyside.clients.channel import Channel, ignore
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.mailbox import Mailbox
@@ -14,7 +16,7 @@ from keyside.clients.packed import Packed, Packer
 from keyside.clients.pending import AsyncPending
 from keyside.clients.request import Identity, Request, process, who_serves
 from keyside.tensorstore import keys, plain
-from keyside.tensorstore.command import Command
+from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import BadArg, TimedOut, Unreachable
 
 __all__ = ["AsyncPending", "AsyncTransport"]
@@ -200,6 +202,14 @@ class AsyncTransport:
             if not again or self.closed:
                 raise lost
             again = False
+
+    async def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+        """Write a tensor; like `call`."""
+        await self.call(plain.set_value(key, header, data, px))
+
+    async def fetch(self, key: Name) -> NDArray[Any]:
+        """Read a tensor; like `call`."""
+        return await self.call(plain.get_value(key))
 
     async def forget(self, batch: Sequence[Command[Any]]) -> None:
         """Send commands whose results nobody waits for; if they cannot be sent, then not."""

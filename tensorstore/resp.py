@@ -187,6 +187,11 @@ class ReplyReader:
         """Whether every reply has been taken and none has begun to arrive."""
         return self._at_start and not self._held and self._large is None and not self._replies
 
+    @property
+    def large(self) -> memoryview | None:
+        """Memory for the rest of a large bulk string, if one is being received: what ``get_buffer`` gives then."""
+        return None if self._large is None else self._large[self._filled :]
+
     def get_buffer(self, sizehint: int = -1) -> memoryview:  # noqa: ARG002  # the protocol's signature
         """Say where to put the next bytes.
 
