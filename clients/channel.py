@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import hiredis
 
 from keyside.clients.endpoint import Endpoint
+from keyside.clients.pending import AsyncPending
+from keyside.clients.request import process
 from keyside.tensorstore.command import Command, encode
 from keyside.tensorstore.errors import Unreachable, from_reply
-from keyside.tensorstore.resp import NOT_READY, ReplyReader
+from keyside.tensorstore.resp import BIG_ARGUMENT, NOT_READY, Piece, ReplyReader
 
 __all__ = ["Channel", "ignore"]
 
@@ -35,10 +36,10 @@ class Channel(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._idle = idle
         self._reader = ReplyReader()
-        self._awaited: deque[OnReply] = deque()
-        self._out: list[Command[Any]] = []
+        self._awaited: deque[OnReply | AsyncPending] = deque()
+        self._out: list[Piece] = []
         self._writer: Any = None
-        self._pid = os.getpid()
+        self._pid = process.pid
         self._transport: Any = None
         self._flowing: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -86,20 +87,34 @@ class Channel(asyncio.BufferedProtocol):
         if self._flowing is not None:
             await self._flowing.wait()
 
-    def send(self, command: Command[Any], on_reply: OnReply) -> None:
+    @property
+    def ready(self) -> bool:
+        """Whether `write` may be called without further ado."""
+        return self._lost is None and self._flowing is None
+
+    def send(self, command: Command[Any], on_reply: "OnReply | AsyncPending") -> None:
         """Send a command at the end of this turn of the loop.
 
         Args:
             command: what to send; memory that it refers to must not change until the reply is there.
-            on_reply: called with the reply, or with the error that it is, or with `Unreachable`.
+            on_reply: called with the reply, or with the error that it is, or with `Unreachable`; or the request that
+                takes it.
         """
         if self._lost is not None:
-            self._loop.call_soon(on_reply, self._lost)
+            self._loop.call_soon(on_reply.answer if isinstance(on_reply, AsyncPending) else on_reply, self._lost)
             return
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(command)
+        self._out += encode((command,))
         self._awaited.append(on_reply)
+
+    def write(self, data: bytes, pending: AsyncPending) -> None:
+        """Send a call that is encoded already at the end of this turn of the loop, if this is `ready`."""
+        out = self._out
+        if not out:
+            self._loop.call_soon(self._flush)
+        out.append(data)
+        self._awaited.append(pending)
 
     def call(self, batch: Sequence[Command[Any]]) -> "asyncio.Future[list[Any]]":
         """Send commands; the future gets their replies, error replies as errors."""
@@ -120,13 +135,16 @@ class Channel(asyncio.BufferedProtocol):
         out, self._out = self._out, []
         if self._lost is not None:
             return
-        pieces = encode(out)
         self._active += 1
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            for piece in pieces:
+        at = 0
+        for index, piece in enumerate(out):
+            if len(piece) >= BIG_ARGUMENT:  # as it lies
+                if at < index:
+                    self._transport.write(b"".join(out[at:index]))
                 self._transport.write(piece)
+                at = index + 1
+        if at < len(out):
+            self._transport.write(b"".join(out[at:]) if at or len(out) > 1 else out[0])
         if self._timer is None:
             self._watch()
 
@@ -139,7 +157,7 @@ class Channel(asyncio.BufferedProtocol):
     def abandon(self) -> None:
         """Forget the connection without a word to the server: it belongs to another process or a closed loop."""
         self._lost = Unreachable("the connection belongs to another process or event loop")
-        if self._pid != os.getpid():
+        if self._pid != process.pid:
             # Were it let go, it would be taken out of the event queue, which this process shares with its parent.
             _INHERITED.append(self)
 
@@ -151,19 +169,29 @@ class Channel(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes that have come."""
-        reader = self._reader
+        reader, awaited = self._reader, self._awaited
         self._active += 1
         reader.buffer_updated(nbytes)
         try:
             while (reply := reader.gets()) is not NOT_READY:
-                if isinstance(reply, hiredis.ReplyError):
-                    reply = from_reply(str(reply))
-                if not self._awaited:
-                    raise hiredis.ProtocolError("a reply that nobody has asked for")
-                self._awaited.popleft()(reply)
+                if not awaited:
+                    self._broken("a reply that nobody has asked for")
+                    return
+                taker = awaited.popleft()
+                if type(reply) is bytes and reply and type(taker) is AsyncPending and taker.noted:
+                    taker.job = reply  # the usual case, without a call
+                    taker.sent = True
+                    continue
+                answer = taker.answer if isinstance(taker, AsyncPending) else taker
+                answer(from_reply(str(reply)) if isinstance(reply, hiredis.ReplyError) else reply)
+                if self._lost is not None:
+                    return
         except hiredis.ProtocolError as error:
-            self._end(Unreachable(f"the connection to the server was lost: {error}"))
-            self._transport.abort()
+            self._broken(str(error))
+
+    def _broken(self, why: str) -> None:
+        self._end(Unreachable(f"the connection to the server was lost: {why}"))
+        self._transport.abort()
 
     def eof_received(self) -> bool:
         """Close when the server closes."""
@@ -210,6 +238,6 @@ class Channel(asyncio.BufferedProtocol):
         self.resume_writing()
         awaited, self._awaited = self._awaited, deque()
         self._out = []
-        for on_reply in awaited:
+        for taker in awaited:
             with contextlib.suppress(asyncio.InvalidStateError):
-                on_reply(error)
+                (taker.answer if isinstance(taker, AsyncPending) else taker)(error)

@@ -134,7 +134,13 @@ def output_keys(outputs: object) -> list[bytes]:
 
 
 def request(
-    target: str | bytes, bound: Bound, outputs: Sequence[bytes], timeout: float, identity: Identity, node: bytes
+    target: str | bytes,
+    bound: Bound,
+    outputs: Sequence[bytes],
+    timeout: float,
+    identity: Identity,
+    node: bytes,
+    seq: int | None = None,
 ) -> Request:
     """Make a request of inputs that are all keys or arrays.
 
@@ -145,13 +151,14 @@ def request(
         timeout: seconds until the deadline, 0.001 to 86,400.
         identity: of the client.
         node: tag of the node, in whose slot large values go if the call has no key.
+        seq: number of the request; None: a new one.
 
     Raises:
         KeysideError: an array cannot be a tensor, or an argument is out of range.
     """
     if not isinstance(timeout, int | float) or not 0.001 <= timeout <= 86_400:
         raise BadArg(f"a timeout is 0.001 to 86400 seconds, not {timeout!r}")
-    seq = identity.number()
+    seq = identity.number() if seq is None else seq
     specs: list[InputSpec] = []
     before: list[Command[None]] = []
     temporaries: list[bytes] = []

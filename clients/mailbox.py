@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from keyside.clients.channel import Channel
+from keyside.clients.packed import Packed
+from keyside.clients.pending import AsyncPending
 from keyside.clients.request import MARGIN_S, Request, answered, may_retry, not_answered, pauses, reply_lost
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.errors import Cancelled, KeysideError, TryAgain, Unreachable
@@ -12,74 +16,12 @@ from keyside.tensorstore.errors import Cancelled, KeysideError, TryAgain, Unreac
 if TYPE_CHECKING:
     from keyside.clients.transport_async import AsyncTransport
 
-__all__ = ["AsyncPending", "Mailbox"]
+__all__ = ["Mailbox"]
 
 _BLOCK_S = 5.0
 _LATE_S = 0.25
-
-
-class AsyncPending:
-    """A request in flight.
-
-    Attributes:
-        request: as it is submitted.
-        ends: time of the loop at its deadline.
-        future: gets the reply, or the error that takes its place.
-        job: its id; empty as long as the server has not told it.
-        error: of a value that was to be stored before the call.
-        left: nobody waits for it any more.
-        sent: the server has accepted it.
-        reading: reads what the reply stands for, once somebody has asked for that.
-        refused: how often the server has said TRYAGAIN, less how often it has said so on the list too.
-    """
-
-    __slots__ = (
-        "_accepted", "ends", "error", "future", "job", "left", "reading", "refused", "request", "sent", "timer",
-    )  # fmt: skip
-
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        self.request = request
-        self.ends = loop.time() + request.timeout
-        self.future: asyncio.Future[bytes] = loop.create_future()
-        self.job = b""
-        self.error: KeysideError | None = None
-        self.left = False
-        self.sent = False
-        self.reading: asyncio.Future[Any] | None = None
-        self.refused = 0
-        self.timer: asyncio.TimerHandle | None = None
-        self._accepted: asyncio.Future[None] | None = None
-
-    async def accepted(self) -> None:
-        """Wait until the server has accepted it.
-
-        Raises:
-            KeysideError: it was refused.
-        """
-        # Nobody need ever ask for the result of a job; then its error is nobody's concern.
-        self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
-        if not self.sent and not self.future.done():
-            self._accepted = asyncio.get_running_loop().create_future()
-            await asyncio.wait((self._accepted, self.future), return_when=asyncio.FIRST_COMPLETED)
-        if self.future.done() and not self.sent:
-            self.future.result()
-
-    def accept(self, job: bytes) -> None:
-        """Take note that the server has accepted it."""
-        self.job = job
-        self.sent = True
-        self.request.before = []  # they are on the server
-        if self._accepted is not None and not self._accepted.done():
-            self._accepted.set_result(None)
-
-    def end(self, reply: bytes | KeysideError) -> None:
-        """Take the reply or the error, if it still matters."""
-        if self.future.done():
-            return
-        if isinstance(reply, KeysideError):
-            self.future.set_exception(reply)
-        else:
-            self.future.set_result(reply)
+_GRAIN_S = 0.02
+_REPLIES = 1000
 
 
 class Mailbox:
@@ -94,6 +36,8 @@ class Mailbox:
         self._loop = asyncio.get_running_loop()
         self._key = keys.mailbox(transport.node, transport.identity.id)
         self._waiting: dict[int, AsyncPending] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = float("inf")  # when the timer goes off
         self._reader: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,42 +50,72 @@ class Mailbox:
         Raises:
             KeysideError: the server cannot be reached and never could.
         """
-        pending = AsyncPending(request, self._loop)
+        pending = AsyncPending(request, self, self._loop)
         try:
             channel = await self._transport.channel(bulk=bool(request.before))
         except Unreachable as error:
             if not (self._transport.reached or answered(error)) or self._transport.closed:
                 raise
             channel = None
-        self._waiting[request.seq] = pending
-        pending.timer = self._loop.call_at(pending.ends + MARGIN_S, self._expire, pending)
-        if self._reader is None:
-            self._reader = self._loop.create_task(self._read())
+        pending.noted = not request.before
+        self._enlist(pending)
         if channel is None:
             self._spawn(self._submit_again(pending))
         else:
             self._send(pending, channel)
         return pending
 
+    def post(self, request: Packed, channel: Channel) -> AsyncPending:
+        """Send a request that is encoded already, on a connection that is open; like `submit`."""
+        pending = AsyncPending(request, self, self._loop)
+        self._enlist(pending)
+        channel.write(request.data, pending)
+        return pending
+
+    def _enlist(self, pending: AsyncPending) -> None:
+        """Await the reply to a request, until its deadline."""
+        self._waiting[pending.request.seq] = pending
+        if pending.ends < self._due:
+            self._wake(pending.ends)
+        if self._reader is None:
+            self._reader = self._loop.create_task(self._read())
+
+    def _wake(self, ends: float) -> None:
+        """Look at a deadline whether there is a request whose time is over: one timer for all of them."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = ends
+        self._timer = self._loop.call_later(max(ends + MARGIN_S - time.monotonic(), _GRAIN_S), self._look)
+
+    def _look(self) -> None:
+        self._timer, self._due = None, float("inf")
+        over = time.monotonic() - MARGIN_S
+        for pending in [pending for pending in self._waiting.values() if pending.ends <= over and not pending.expired]:
+            pending.expired = True
+            self._expire(pending)
+        ends = min((pending.ends for pending in self._waiting.values() if not pending.expired), default=None)
+        if ends is not None:
+            self._wake(ends)
+
     def _send(self, pending: AsyncPending, channel: Channel) -> None:
         request = pending.request
         pending.error = None
         for command in request.before:
             channel.send(command, lambda reply: self._stored(pending, reply))
-        seconds = pending.ends - self._loop.time()
+        seconds = pending.ends - time.monotonic()
         submit = request.submit(seconds, self._key, b"%d" % request.seq)
-        channel.send(submit, lambda reply: self._submitted(pending, reply))
+        channel.send(submit, pending)
 
     @staticmethod
     def _stored(pending: AsyncPending, reply: Any) -> None:
         if isinstance(reply, KeysideError) and pending.error is None:
             pending.error = reply
 
-    def _submitted(self, pending: AsyncPending, reply: Any) -> None:
+    def submitted(self, pending: AsyncPending, reply: Any) -> None:
         """Take the reply to a submit: the job id, or why there is none."""
         if isinstance(reply, KeysideError):
             error = pending.error or reply
-            over = pending.future.done() or self._transport.closed or self._loop.time() >= pending.ends
+            over = pending.future.done() or self._transport.closed or time.monotonic() >= pending.ends
             if may_retry(error) and not over:
                 pending.refused += isinstance(error, TryAgain)
                 self._spawn(self._submit_again(pending))
@@ -189,13 +163,12 @@ class Mailbox:
     async def _read(self) -> None:
         """Take replies off the list as long as any are awaited."""
         pause = pauses()
-        take = plain.blmpop(self._key, _BLOCK_S)
+        take = plain.blmpop(self._key, _BLOCK_S, _REPLIES)
         while self._waiting:
             try:
                 if self._channel is None or not self._channel.open:
                     self._channel = await self._transport.connect("keyside-client", self._transport.idle + _BLOCK_S)
-                for item in take.result((await self._channel.call((take,)))[0]):
-                    self._deliver(item)
+                self._deliver(take.result((await self._channel.call((take,)))[0]))
                 pause = pauses()
             except Unreachable:
                 await asyncio.sleep(pause())
@@ -204,26 +177,26 @@ class Mailbox:
                     self._finish(pending, error)
         self._reader = None
 
-    def _deliver(self, item: bytes) -> None:
-        corr, _, reply = item.partition(b" ")
-        pending = self._waiting.get(int(corr)) if corr.isdigit() else None
-        if pending is None:
-            return
-        # A refusal comes here too. One that is no reason to give up is dealt with where the call's own reply comes.
-        if reply.startswith(b"TRYAGAIN ") and (pending.refused or not pending.sent):
-            pending.refused -= 1
-            return
-        self._finish(pending, reply)
+    def _deliver(self, items: Sequence[bytes]) -> None:
+        waiting = self._waiting
+        for item in items:
+            corr, _, reply = item.partition(b" ")
+            pending = waiting.get(int(corr)) if corr.isdigit() else None
+            if pending is None:
+                continue
+            # A refusal comes here too. One that is no reason to give up is dealt with where the call's own reply comes.
+            if reply.startswith(b"TRYAGAIN ") and (pending.refused or not pending.sent):
+                pending.refused -= 1
+                continue
+            del waiting[pending.request.seq]
+            if not pending.future.done():
+                pending.future.set_result(reply)
 
     def _finish(self, pending: AsyncPending, reply: bytes | KeysideError) -> None:
         self._waiting.pop(pending.request.seq, None)
-        if pending.timer is not None:
-            pending.timer.cancel()
-            pending.timer = None
         pending.end(reply)
 
     def _expire(self, pending: AsyncPending) -> None:
-        pending.timer = None
         if pending.sent:
             self._spawn(self._give_up(pending))
         else:
@@ -252,9 +225,8 @@ class Mailbox:
             pending.future.exception()  # taken note of
             return
         pending.left = True
+        pending.noted = False
         self._waiting.pop(pending.request.seq, None)
-        if pending.timer is not None:
-            pending.timer.cancel()
         pending.future.cancel()
         if pending.job:
             self._transport.post((commands.ai_cancel(self._key, pending.job),))
@@ -279,10 +251,17 @@ class Mailbox:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._rest()
         if self._channel is not None:
             self._channel.close()
 
+    def _rest(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
     def abandon(self) -> None:
         """Forget all of it: it belongs to another process or a closed loop."""
+        self._rest()
         if self._channel is not None:
             self._channel.abandon()

@@ -22,6 +22,7 @@ __all__ = [
     "not_answered",
     "not_fetched",
     "pauses",
+    "process",
     "reply_lost",
     "who_serves",
 ]
@@ -35,13 +36,32 @@ KEPT_S = 10.0
 _PAUSE_S, _PAUSE_MAX_S = 0.02, 1.0
 
 
+class _Process:
+    """The process that this is: asking the system for its id each time would cost a system call."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Ask the system."""
+        self.pid = os.getpid()
+
+
+process = _Process()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=process.look)
+
+
 class Identity:
     """Who a client is: an id that no other has, and the numbers of its requests. A forked child is another."""
 
     __slots__ = ("_numbers", "id", "pid")
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.pid = process.pid
         self.id = secrets.token_hex(8).encode()
         self._numbers = itertools.count(1)
 
@@ -66,8 +86,8 @@ class Request:
 
     def __init__(self, build: Callable[[Submit], Command[bytes]], timeout: float, identity: Identity, seq: int) -> None:
         self.build = build
-        self.before: list[Command[None]] = []
-        self.temporaries: list[bytes] = []
+        self.before: Sequence[Command[None]] = ()
+        self.temporaries: Sequence[bytes] = ()
         self.timeout = timeout
         self.identity = identity
         self.seq = seq

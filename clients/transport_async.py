@@ -4,16 +4,19 @@ Requests name one list, the mailbox, for all their replies; one connection does 
 """
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from numpy.typing import NDArray
+
 from keyside.clients.channel import Channel, ignore
 from keyside.clients.endpoint import Endpoint
-from keyside.clients.mailbox import AsyncPending, Mailbox
-from keyside.clients.request import Identity, Request, who_serves
+from keyside.clients.mailbox import Mailbox
+from keyside.clients.packed import Packed, Packer
+from keyside.clients.pending import AsyncPending
+from keyside.clients.request import Identity, Request, process, who_serves
 from keyside.tensorstore import keys, plain
-from keyside.tensorstore.command import Command
+from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import BadArg, TimedOut, Unreachable
 
 __all__ = ["AsyncPending", "AsyncTransport"]
@@ -41,13 +44,23 @@ class AsyncTransport:
         self._channels: list[Channel | None] = []
         self._connecting: dict[int, asyncio.Task[Channel]] = {}
         self._mailbox: Mailbox | None = None
+        self._packer = self._new_packer()
+
+    def _new_packer(self) -> Packer:
+        return Packer(self.identity, self.node, keys.mailbox(self.node, self.identity.id))
+
+    @property
+    def packer(self) -> Packer:
+        """Encodes calls of this client, in this process."""
+        self._here()
+        return self._packer
 
     def _here(self) -> None:
         """Begin anew in another process or another event loop: connections cannot move there."""
         loop = asyncio.get_running_loop()
-        if self._loop is loop and self.identity.pid == os.getpid():
+        if self._loop is loop and self.identity.pid == process.pid:
             return
-        if self._loop is not None and self._loop.is_running() and self.identity.pid == os.getpid():
+        if self._loop is not None and self._loop.is_running() and self.identity.pid == process.pid:
             raise BadArg("an AsyncClient is for one event loop at a time: make one for each")
         for channel in self._channels:
             if channel is not None:
@@ -59,6 +72,7 @@ class AsyncTransport:
         self._channels = [None] * (1 + _BULK_CHANNELS)
         self._connecting = {}
         self._mailbox = None
+        self._packer = self._new_packer()
 
     # --- connections
 
@@ -189,6 +203,14 @@ class AsyncTransport:
                 raise lost
             again = False
 
+    async def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+        """Write a tensor; like `call`."""
+        await self.call(plain.set_value(key, header, data, px))
+
+    async def fetch(self, key: Name) -> NDArray[Any]:
+        """Read a tensor; like `call`."""
+        return await self.call(plain.get_value(key))
+
     async def forget(self, batch: Sequence[Command[Any]]) -> None:
         """Send commands whose results nobody waits for; if they cannot be sent, then not."""
         self.post(batch)
@@ -230,6 +252,18 @@ class AsyncTransport:
             return await pending.future
         finally:
             mailbox.leave(pending)
+
+    async def run_packed(self, request: Packed) -> bytes:
+        """Submit a request that is encoded already, by `packer` in this turn of the loop; like `run`."""
+        mailbox, channel = self._mailbox, self._channels[0] if self._channels else None
+        if mailbox is None or channel is None or not channel.ready:
+            return await self.run(request)
+        pending = mailbox.post(request, channel)
+        try:
+            return await pending.future
+        except BaseException:
+            mailbox.leave(pending)
+            raise
 
     async def begin(self, request: Request) -> AsyncPending:
         """Submit a request and return once the server has accepted it.

@@ -4,14 +4,13 @@ A request goes out as FCALL and BLPOP in one write on one connection; nothing el
 """
 
 import contextlib
-import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
-from keyside.clients.endpoint import Endpoint
+from keyside.clients.packed import Packed, Packer
+from keyside.clients.pool import Pool
 from keyside.clients.request import (
     KEPT_S,
     MARGIN_S,
@@ -28,14 +27,13 @@ from keyside.clients.request import (
 )
 from keyside.clients.stream_sync import Stream
 from keyside.clients.wire import Wire
-from keyside.tensorstore import commands, keys, plain
+from keyside.tensorstore import commands, plain
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import Cancelled, KeysideError, LibraryMissing, OutOfMemory, TimedOut, Unreachable
 
 __all__ = ["SyncPending", "SyncTransport"]
 
 T = TypeVar("T")
-_IDLE_MAX = 32
 _REFUSAL_S = 0.1
 
 
@@ -53,7 +51,7 @@ class SyncPending:
 
     def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float) -> None:
         self.request = request
-        request.before = []  # they are on the server
+        request.before = ()  # they are on the server
         self.ticket = ticket
         self.job = job
         self.ends = ends
@@ -67,126 +65,14 @@ class SyncPending:
         return self._lock
 
 
-class SyncTransport:
-    """Sends commands and requests.
+class SyncTransport(Pool):
+    """Sends commands and requests."""
 
-    Args:
-        endpoint: the server.
-        idle: seconds without a byte after which the server counts as gone.
-    """
-
-    def __init__(self, endpoint: Endpoint, idle: float) -> None:
-        self.endpoint = endpoint
-        self._idle_s = idle
-        self.node = keys.STANDALONE_TAG
-        self._begin()
-        _ALL.add(self)
-
-    def _begin(self) -> None:
+    def begin_anew(self) -> None:
+        """Begin without connections, and as somebody else."""
+        super().begin_anew()
         self.identity = Identity()
-        self._free: list[Wire] = []
-        self._reached = False
-        self._closed = False
-
-    def forked(self) -> None:
-        """Begin anew in a child process: the connections are the parent's."""
-        inherited, closed = self._free, self._closed
-        self._begin()
-        self._closed = closed
-        for wire in inherited:
-            wire.close()
-
-    # --- connections
-
-    def take(self) -> Wire:
-        """Return a connection for the caller alone; `give` takes it back."""
-        if self._closed:
-            raise Unreachable("this client is closed")
-        while True:
-            try:
-                wire = self._free.pop()
-            except IndexError:
-                wire = Wire(self.endpoint, "keyside-client", self._idle_s)
-                self._reached = True
-                return wire
-            if wire.usable:
-                return wire
-            wire.close()
-
-    def give(self, wire: Wire) -> None:
-        """Take back a connection on which no reply is outstanding, or that is closed."""
-        if self._closed or len(self._free) >= _IDLE_MAX or not wire.usable:
-            wire.close()
-            return
-        wire.done()
-        self._free.append(wire)
-
-    @contextlib.contextmanager
-    def _wire(self) -> Iterator[Wire]:
-        wire = self.take()
-        try:
-            yield wire
-        except KeysideError:
-            self.give(wire)
-            raise
-        except BaseException:
-            # Which replies are still to come is not known.
-            wire.close()
-            raise
-        self.give(wire)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._closed = True
-        self._close_free()
-
-    def _close_free(self) -> None:
-        """Close the connections that are not in use: where one broke, the others most likely have."""
-        while True:
-            try:
-                self._free.pop().close()
-            except IndexError:
-                return
-
-    # --- commands
-
-    def call(self, command: Command[T]) -> T:
-        """Send a command and return its result.
-
-        Raises:
-            KeysideError: the server refuses or is gone.
-        """
-        return command.result(self.replies((command,))[0])
-
-    def call_many(self, batch: Sequence[Command[Any]]) -> list[Any]:
-        """Send commands in one write and return their results.
-
-        Raises:
-            KeysideError: one of them was refused, or the server is gone.
-        """
-        replies = self.replies(batch)
-        return [command.result(reply) for command, reply in zip(batch, replies, strict=True)]
-
-    def replies(self, batch: Sequence[Command[Any]]) -> list[Any]:
-        """Send commands in one write and return their replies; error replies as errors that are not raised.
-
-        Raises:
-            Unreachable: the server is gone.
-        """
-        reached = self._reached
-        try:
-            with self._wire() as wire:
-                return _exchange(wire, batch)
-        except Unreachable:
-            if not reached or self._closed or not all(command.repeatable for command in batch):
-                raise
-            self._close_free()
-        with self._wire() as wire:
-            return _exchange(wire, batch)
-
-    def run_blocking(self, function: Callable[[], T]) -> T:
-        """Run what may wait for a disk."""
-        return function()
+        self.packer = Packer(self.identity, self.node)
 
     # --- requests
 
@@ -197,21 +83,74 @@ class SyncTransport:
             KeysideError: it was refused, it failed, or there was no answer.
         """
         ticket = request.ticket(self.node)
-        return self._persist(request, lambda seconds: self._run_once(request, ticket, seconds))
-
-    def _persist(self, request: Request, attempt: Callable[[float], T]) -> T:
-        """Try until the deadline. The server takes the same request once, however often it is sent."""
         ends = time.monotonic() + request.timeout
+        return self._persist(lambda seconds: self._run_once(request, ticket, seconds), ends, reached=self.reached)
+
+    def run_packed(self, request: Packed) -> bytes:
+        """Submit a request that is encoded already, and wait for its reply; like `run`."""
+        reached = self.reached
+        ends = time.monotonic() + request.timeout
+        try:
+            return self._ask(request)
+        except KeysideError as error:
+            if not may_retry(error):
+                raise
+            failed = error
+        ticket = request.ticket(self.node)
+        return self._persist(lambda seconds: self._run_once(request, ticket, seconds), ends, failed, reached=reached)
+
+    def _ask(self, request: Packed) -> bytes:
+        wire = self.take()
+        try:
+            reply = wire.ask(request.data, request.patience)
+        except KeysideError:
+            raise
+        except BaseException:
+            if job := wire.said:
+                self.forget((commands.ai_cancel(request.ticket(self.node), job),))
+            raise
+        said = wire.said
+        try:
+            if isinstance(said, KeysideError):
+                _refused(wire, said)
+                raise said
+        finally:
+            self.give(wire)
+        if type(reply) is list:
+            found: bytes = reply[1]
+            return found
+        if isinstance(reply, KeysideError):
+            raise reply
+        return self.give_up(request, request.ticket(self.node), said)
+
+    def _persist(
+        self,
+        attempt: Callable[[float], T],
+        ends: float,
+        failed: KeysideError | None = None,
+        *,
+        reached: bool,
+    ) -> T:
+        """Try until the deadline. The server takes the same request once, however often it is sent.
+
+        Args:
+            attempt: sends it, with so many seconds left.
+            ends: the deadline.
+            failed: what an attempt that was made already has come to.
+            reached: whether the server had ever been reached before the first one.
+        """
         pause = pauses()
-        reached = self._reached
         while True:
             try:
+                if failed is not None:
+                    raise failed
                 return attempt(ends - time.monotonic())
             except KeysideError as error:
+                failed = None
                 again = time.monotonic() + (wait := pause())
-                if not (reached or answered(error)) or self._closed or again >= ends or not may_retry(error):
+                if not (reached or answered(error)) or self.closed or again >= ends or not may_retry(error):
                     raise
-            self._close_free()
+            self.close_free()
             time.sleep(wait)
 
     def _run_once(self, request: Request, ticket: bytes, seconds: float) -> bytes:
@@ -220,7 +159,7 @@ class SyncTransport:
         batch: list[Command[Any]] = [*request.before, request.submit(seconds, ticket), waiting]
         job = b""
         try:
-            with self._wire() as wire:
+            with self.wire() as wire:
                 wire.send(batch)
                 try:
                     job = accepted([wire.read() for _ in batch[:-1]])
@@ -281,11 +220,6 @@ class SyncTransport:
         infos = self.call(plain.executor_infos(self.node, names)) if names else []
         return who_serves(device, names, infos)
 
-    def forget(self, batch: Sequence[Command[Any]]) -> None:
-        """Send commands whose results nobody waits for; if they cannot be sent, then not."""
-        with contextlib.suppress(KeysideError):
-            self.replies(batch)
-
     # --- requests whose reply is asked for later
 
     def begin(self, request: Request) -> SyncPending:
@@ -301,7 +235,7 @@ class SyncTransport:
             return accepted(self.replies([*request.before, request.submit(seconds, ticket)]))
 
         try:
-            job = self._persist(request, submit)
+            job = self._persist(submit, ends, reached=self.reached)
         except KeysideError:
             self.drop([*request.temporaries, ticket])
             raise
@@ -324,7 +258,7 @@ class SyncTransport:
                 seconds = min(last, until) - time.monotonic()
                 waiting = plain.blpop(pending.ticket, seconds)
                 try:
-                    with self._wire() as wire:
+                    with self.wire() as wire:
                         wire.send((waiting,))
                         pending.reply = waiting.result(wire.read(max(seconds, 0)))
                     if pending.reply is None and time.monotonic() >= last:
@@ -399,20 +333,3 @@ def _refused(wire: Wire, error: KeysideError) -> None:
     elif wire.connected:
         with contextlib.suppress(Unreachable):
             wire.read(limit=_REFUSAL_S)
-
-
-def _exchange(wire: Wire, batch: Sequence[Command[Any]]) -> list[Any]:
-    wire.send(batch)
-    return [wire.read() for _ in batch]
-
-
-_ALL: "weakref.WeakSet[SyncTransport]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for transport in list(_ALL):
-        transport.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

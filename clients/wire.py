@@ -1,7 +1,7 @@
 """One blocking connection: several commands in one write, large values without copies."""
 
 import contextlib
-import os
+import re
 import select
 import socket
 import ssl
@@ -10,17 +10,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import hiredis
+import numpy as np
 import redis
 
 from keyside.clients.endpoint import Endpoint
+from keyside.clients.request import process
 from keyside.tensorstore.command import Command, encode
 from keyside.tensorstore.errors import Unreachable, from_reply
-from keyside.tensorstore.resp import NOT_READY, ReplyReader
+from keyside.tensorstore.resp import BIG_REPLY, NOT_READY, Piece, ReplyReader
 from keyside.tensorstore.sockets import limit_receive, limit_send
 
 __all__ = ["Wire"]
 
 _SLICE = 1 << 20
+_FIRST = 8 << 10
+_GATHERED = 512
+_OK_BYTES = 5
+_BIG = re.compile(rb"\$([1-9][0-9]{4,18})\r\n")
+_BIG_START = 8  # bytes of the shortest that this matches
 _FRESH_S = 1.0
 
 
@@ -40,13 +47,20 @@ class Wire:
         self._connection = endpoint.connect(name, idle)
         self._socket: socket.socket | None = self._connection._sock  # noqa: SLF001  # redis-py hands out no socket
         self._tls = isinstance(self._socket, ssl.SSLSocket)
+        # The kernel need not come back before all of a large value is there.
+        self._whole = 0 if self._tls else socket.MSG_WAITALL
         self._idle = idle
-        self._limit = -1.0
+        self._limit = idle
+        self._allowed = idle
         if self._socket is not None:
             limit_send(self._socket, idle)
+            limit_receive(self._socket, idle)
         self._reader = ReplyReader()
+        self._scratch = self._reader.get_buffer()
+        self._first = self._scratch[:_FIRST]
         self._used = time.monotonic()
-        self._pid = os.getpid()
+        self._pid = process.pid
+        self.said: Any = None
 
     @property
     def connected(self) -> bool:
@@ -57,7 +71,7 @@ class Wire:
     def usable(self) -> bool:
         """Whether it is open, and, after some time unused, has not been closed by the server meanwhile."""
         sock = self._socket
-        if sock is None or not self._reader.idle or self._pid != os.getpid():
+        if sock is None or not self._reader.idle or self._pid != process.pid:
             return False
         if self._tls or time.monotonic() - self._used < _FRESH_S:
             return True
@@ -72,18 +86,18 @@ class Wire:
         Raises:
             Unreachable: the connection is gone.
         """
-        pieces = encode(commands)
+        self.write(encode(commands))
+
+    def write(self, pieces: list[Piece]) -> None:
+        """Send commands that are encoded already; see `send`."""
         sock = self._open()
         try:
-            for piece in pieces:
-                size = len(piece)
-                if size <= _SLICE:
-                    sock.sendall(piece)
-                    continue
-                # In slices: the time limit of sendall is for all of what it is given.
-                view = memoryview(piece)
-                for start in range(0, size, _SLICE):
-                    sock.sendall(view[start : start + _SLICE])
+            if len(pieces) == 1 and len(pieces[0]) <= _SLICE:
+                sock.sendall(pieces[0])
+            elif self._tls:
+                _send_slices(sock, pieces)
+            else:
+                _send_gathered(sock, pieces)
         except OSError as error:
             self._lost(error)
 
@@ -99,15 +113,15 @@ class Wire:
         """
         reader = self._reader
         sock = self._open()
-        limit = self._idle + wait if limit is None else limit
+        allowed = self._idle + wait if limit is None else limit
         try:
-            if limit != self._limit:
-                limit_receive(sock, limit)
-                self._limit = limit
             while (reply := reader.gets()) is NOT_READY:
-                count = sock.recv_into(reader.get_buffer())
-                if not count:
-                    raise ConnectionResetError("the server closed the connection")
+                large = reader.large
+                if large is None:
+                    # Not more at a time: what of a large value lies in the scratch has to be copied once more.
+                    count = self._receive(sock, reader.get_buffer()[:_FIRST], allowed)
+                else:
+                    count = self._receive(sock, large, allowed, self._whole)
                 reader.buffer_updated(count)
         except (OSError, hiredis.ProtocolError) as error:
             self._lost(error)
@@ -117,6 +131,131 @@ class Wire:
         if isinstance(reply, hiredis.ReplyError):
             return from_reply(str(reply))
         return reply
+
+    def ask(self, data: bytes, wait: float) -> Any:
+        """Send a call and a wait for what it sets off, both encoded; return the reply to the wait.
+
+        What the call itself says, which may be an error, is in `said` as soon as it is there. Behind an error the reply
+        to the wait has yet to be read.
+
+        Args:
+            data: both.
+            wait: seconds that the server may take for the second reply on top of what it always may.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        reader, scratch = self._reader, self._scratch
+        self.said = None
+        sock = self._open()
+        try:
+            sock.sendall(data)
+            while (said := reader.receive(self._receive(sock, scratch, self._idle))) is NOT_READY:
+                pass
+            if isinstance(said, hiredis.ReplyError):
+                self.said = from_reply(str(said))
+                return None
+            self.said = said
+            reply = reader.gets()
+            while reply is NOT_READY:
+                reply = reader.receive(self._receive(sock, scratch, self._idle + wait))
+        except (OSError, hiredis.ProtocolError) as error:
+            self._lost(error)
+        except BaseException:
+            self.close()
+            raise
+        return from_reply(str(reply)) if isinstance(reply, hiredis.ReplyError) else reply
+
+    def put(self, head: bytes, data: memoryview, tail: bytes) -> Any:
+        """Send one command that lies in three pieces and return its reply, in as little code as it takes.
+
+        After so much data nothing of Python is in the processor's caches any more: each further step is paid dearly.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        sock = self._open()
+        if self._tls:
+            self.write([head, data, tail])
+            return self.read()
+        try:
+            sent = sock.sendmsg((head, data, tail))
+            if sent != len(head) + data.nbytes + len(tail):
+                _send_gathered(sock, [head, data, tail], sent)
+            count = self._receive(sock, self._first, self._idle)
+        except OSError as error:
+            self._lost(error)
+        except BaseException:
+            self.close()
+            raise
+        if count == _OK_BYTES and self._first[:_OK_BYTES].tobytes() == b"+OK\r\n":
+            return b"OK"
+        self._reader.buffer_updated(count)
+        return self.read()
+
+    def fetch(self, data: bytes) -> Any:
+        """Send a command and return its reply, which may be a large bulk string; as `put`.
+
+        Returns:
+            The reply; a large bulk string as an array of bytes with two more at its end.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        sock, first = self._open(), self._first
+        try:
+            sock.sendall(data)
+            count = self._receive(sock, first, self._idle)
+            found = _BIG.match(first[:count]) if count >= _BIG_START else None
+            if found is None or (size := int(found[1])) <= BIG_REPLY:
+                self._reader.buffer_updated(count)
+                return self.read()
+            start = found.end()
+            large = np.empty(size + 2, np.uint8)
+            view = large.data
+            at = count - start
+            view[:at] = first[start:count]
+            while at < size + 2:
+                at += self._receive(sock, view[at:], self._idle, self._whole)
+            if view[size:].tobytes() != b"\r\n":
+                raise hiredis.ProtocolError("a bulk string does not end in CR LF")
+        except (OSError, MemoryError, ValueError, hiredis.ProtocolError) as error:
+            self._lost(error)
+        except BaseException:
+            self.close()
+            raise
+        return large
+
+    def _receive(self, sock: socket.socket, buffer: memoryview, allowed: float, flags: int = 0) -> int:
+        """Receive something, within some seconds.
+
+        The kernel's own limit stays what it is unless it runs out: setting it costs a system call.
+        """
+        if allowed < self._limit or self._limit < self._idle:
+            self._bound(sock, min(allowed, self._idle))
+        try:
+            count = sock.recv_into(buffer, 0, flags)
+        except (TimeoutError, BlockingIOError):
+            count = self._receive_late(sock, buffer, allowed)
+        if not count:
+            raise ConnectionResetError("the server closed the connection")
+        return count
+
+    def _receive_late(self, sock: socket.socket, buffer: memoryview, allowed: float) -> int:
+        self._allowed = allowed
+        left = allowed - self._limit
+        while left > 0:
+            self._bound(sock, min(left, self._idle))
+            try:
+                return sock.recv_into(buffer)
+            except (TimeoutError, BlockingIOError):
+                left -= self._limit
+        raise TimeoutError
+
+    def _bound(self, sock: socket.socket, seconds: float) -> None:
+        if seconds != self._limit:
+            limit_receive(sock, seconds)
+            self._limit = seconds
 
     def done(self) -> None:
         """Take note that it is no longer used."""
@@ -138,6 +277,29 @@ class Wire:
     def _lost(self, error: Exception) -> None:
         self.close()
         what = (
-            f"nothing came for {self._limit:g} s" if isinstance(error, TimeoutError | BlockingIOError) else str(error)
+            f"nothing came for {self._allowed:g} s" if isinstance(error, TimeoutError | BlockingIOError) else str(error)
         )
         raise Unreachable(f"the connection to the server was lost: {what}") from error
+
+
+def _send_gathered(sock: socket.socket, pieces: list[Piece], sent: int = 0) -> None:
+    """Send buffers as they lie, but for what is sent already, in as few system calls as it takes.
+
+    Each makes progress within the time limit.
+    """
+    views = [memoryview(piece) for piece in pieces]
+    while True:
+        while views and sent >= len(views[0]):
+            sent -= len(views.pop(0))
+        if not views:
+            return
+        views[0] = views[0][sent:]
+        sent = sock.sendmsg(views[:_GATHERED])
+
+
+def _send_slices(sock: socket.socket, pieces: list[Piece]) -> None:
+    """Send buffers in slices: the time limit of sendall is for all of what it is given."""
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _SLICE):
+            sock.sendall(view[start : start + _SLICE])

@@ -4,11 +4,10 @@ The builders are in `commands` (the functions of the library) and in `plain` (co
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from keyside.tensorstore.errors import KeysideError, from_reply
-from keyside.tensorstore.resp import Argument, Piece, encode_many
+from keyside.tensorstore.resp import BIG_ARGUMENT, Argument, Piece, encode_many
 
 __all__ = ["Command", "Name", "Value", "encode", "nothing", "same", "text", "to_bytes"]
 
@@ -16,7 +15,6 @@ T = TypeVar("T")
 Name = str | bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Command(Generic[T]):
     """One command.
 
@@ -27,10 +25,23 @@ class Command(Generic[T]):
         bulk: it or its reply may be large, so that others should not wait behind it.
     """
 
-    args: tuple[Any, ...]
-    parse: Callable[[Any], T]
-    repeatable: bool = False
-    bulk: bool = False
+    __slots__ = ("args", "bulk", "parse", "repeatable")
+
+    def __init__(
+        self, args: tuple[Any, ...], parse: Callable[[Any], T], repeatable: bool = False, bulk: bool = False
+    ) -> None:
+        self.args = args
+        self.parse = parse
+        self.repeatable = repeatable
+        self.bulk = bulk
+
+    def __repr__(self) -> str:
+        return f"<Command {self.args!r:.200}>"
+
+    def encode(self) -> list[Piece]:
+        """Encode it; see `encode`."""
+        args = self.args
+        return _encode_values(args) if Value in map(type, args) else encode_many((args,))
 
     def result(self, reply: Any) -> T:
         """Make the result of a reply.
@@ -62,7 +73,7 @@ def encode(commands: Iterable[Command[Any]]) -> list[Piece]:
     pieces: list[Piece] = []
     plain: list[Sequence[Argument]] = []
     for command in commands:
-        if type(command.args[-1]) is Value or any(type(arg) is Value for arg in command.args):
+        if Value in map(type, command.args):
             pieces += encode_many(plain)
             plain = []
             pieces += _encode_values(command.args)
@@ -79,6 +90,8 @@ def _encode_values(args: Sequence[Any]) -> list[Piece]:
             size = len(arg.header) + arg.data.nbytes
             pieces += (b"%b$%d\r\n%b" % (small, size, arg.header), arg.data)
             small = b"\r\n"
+        elif type(arg) is bytes and len(arg) < BIG_ARGUMENT:
+            small += b"$%d\r\n%b\r\n" % (len(arg), arg)
         else:
             # A word on its own, encoded by the one encoder there is, less its array header.
             small += b"".join(encode_many(((arg,),)))[len(b"*1\r\n") :]

@@ -46,6 +46,7 @@ MAX_RANK = 32
 MAGIC = b"\x93NUMPY\x01\x00"
 
 _ALIGN = 64
+_SMALLEST = 10
 _MAX_BYTES = 2**63 - 1
 _CACHE_ENTRIES = 4096
 # A header may be 64 KiB of spaces; remembering those would let a writer fill the reader's memory.
@@ -121,10 +122,13 @@ def encode(value: object) -> tuple[bytes, memoryview]:
     header = encode_header(array.dtype, array.shape)
     if not array.size:
         return header, memoryview(b"")
-    if not array.flags.c_contiguous:
+    view = array.data
+    if not view.c_contiguous:
         array = np.ascontiguousarray(array)
-    # memoryview.cast knows the numeric formats only; any other array is looked at as bytes by NumPy
-    view = array.data if array.dtype.kind != "S" else array.reshape(-1).view(np.uint8).data
+        view = array.data
+    if array.dtype.kind == "S":
+        # memoryview.cast knows the numeric formats only; any other array is looked at as bytes by NumPy
+        view = array.reshape(-1).view(np.uint8).data
     return header, view.cast("B")
 
 
@@ -178,7 +182,9 @@ def read_header(buf: Buffer) -> Header:
     """
     if type(buf) is not bytes:
         view = _as_view(buf)
-        return parse_header(view, len(view))
+        total = len(view)
+        known = _HEADERS.get(view[: 10 + view[8] + (view[9] << 8)].tobytes()) if total >= _SMALLEST else None
+        return known if known is not None and total - known.offset == known.nbytes else parse_header(view, total)
     try:
         header = _HEADERS[buf[: 10 + buf[8] + (buf[9] << 8)]]
     except (KeyError, IndexError):
@@ -201,6 +207,18 @@ def over(header: Header, buf: Buffer) -> NDArray[Any]:
     data = buf if type(buf) is bytes else _as_view(buf)
     array: NDArray[Any] = np.ndarray(header.shape, header.dtype, data, header.offset)
     return array if array.flags.aligned else _aligned(array)
+
+
+def decode_received(buf: NDArray[np.uint8]) -> NDArray[Any] | None:
+    """Read a tensor from memory that it was received into, two bytes more, if its header is known.
+
+    Returns:
+        An array over that memory, as of ``decode``; None: ``decode`` has to look at it.
+    """
+    header = _HEADERS.get(buf[: 10 + int(buf[8]) + (int(buf[9]) << 8)].tobytes())
+    if header is None or len(buf) - 2 - header.offset != header.nbytes or header.offset % _ALIGN:
+        return None
+    return np.ndarray(header.shape, header.dtype, buf, header.offset)
 
 
 def _aligned(array: NDArray[Any]) -> NDArray[Any]:

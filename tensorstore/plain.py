@@ -4,6 +4,7 @@ Pure, and the same for every transport.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from keyside.tensorstore import dtypes, keys, npy
 from keyside.tensorstore.command import Command, Name, Value, nothing, same, text, to_bytes
-from keyside.tensorstore.errors import BadArg, InputLost, NoModel, NoTensor, WrongType
+from keyside.tensorstore.errors import BadArg, BadNpy, InputLost, NoModel, NoTensor, WrongType
 from keyside.tensorstore.records import ModelInfo, Signature
 
 _STAGED_MS = 60_000
@@ -42,6 +43,16 @@ def set_value(key: Name, header: bytes, data: memoryview, px: int | None = None)
     return Command((b"SET", to_bytes(key), value, *expiry), nothing, repeatable=True, bulk=data.nbytes >= _BIG)
 
 
+def set_around(key: bytes, header: bytes, data: memoryview, px: int | None) -> tuple[bytes, bytes]:
+    """Encode what stands before and behind the elements in `set_value`."""
+    size = len(header) + data.nbytes
+    if px is None:
+        return b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b" % (len(key), key, size, header), b"\r\n"
+    head = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b" % (len(key), key, size, header)
+    ms = b"%d" % px
+    return head, b"\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % (len(ms), ms)
+
+
 def set_temporary(key: Name, header: bytes, data: memoryview) -> Command[None]:
     """Write a tensor that a call behind it in the same write takes over."""
     return set_value(key, header, data, _STAGED_MS)
@@ -49,14 +60,17 @@ def set_temporary(key: Name, header: bytes, data: memoryview) -> Command[None]:
 
 def get_value(key: Name) -> Command[NDArray[Any]]:
     """Read a tensor, into memory of its own."""
+    return Command((b"GET", to_bytes(key)), partial(_read_value, key), repeatable=True, bulk=True)
 
-    def parse(reply: Any) -> NDArray[Any]:
-        if reply is None:
-            raise NoTensor(f"there is no key {text(key)!r}")
-        _check_magic(key, reply)
+
+def _read_value(key: Name, reply: Any) -> NDArray[Any]:
+    if reply is None:
+        raise NoTensor(f"there is no key {text(key)!r}")
+    try:
         return array(reply)
-
-    return Command((b"GET", to_bytes(key)), parse, repeatable=True, bulk=True)
+    except BadNpy:
+        _check_magic(key, reply)
+        raise
 
 
 def get_output(key: Name) -> Command[NDArray[Any]]:

@@ -187,6 +187,11 @@ class ReplyReader:
         """Whether every reply has been taken and none has begun to arrive."""
         return self._at_start and not self._held and self._large is None and not self._replies
 
+    @property
+    def large(self) -> memoryview | None:
+        """Memory for the rest of a large bulk string, if one is being received: what ``get_buffer`` gives then."""
+        return None if self._large is None else self._large[self._filled :]
+
     def get_buffer(self, sizehint: int = -1) -> memoryview:  # noqa: ARG002  # the protocol's signature
         """Say where to put the next bytes.
 
@@ -218,6 +223,32 @@ class ReplyReader:
             self._error = error
             self._large = None
             self._held = 0
+
+    def receive(self, nbytes: int) -> Any:
+        """Take bytes that have come and the first reply that they complete: ``buffer_updated`` and ``gets`` in one.
+
+        For a reader that was ``idle`` and has had no other use since, and for replies that are small: a large bulk
+        string comes as ``bytes``, at the price of a copy.
+
+        Args:
+            nbytes: How many, from the beginning of the memory that ``get_buffer`` gives then.
+
+        Returns:
+            The reply, or ``NOT_READY``. ``gets`` gives those behind it.
+
+        Raises:
+            hiredis.ProtocolError: What came is not RESP. The connection is of no more use.
+        """
+        reader = self._hiredis
+        reader.feed(self._scratch, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
+        reply = reader.gets(False)
+        if reply is NOT_READY:
+            self._at_start = False
+        elif reader.has_data():
+            self._collect()
+        else:
+            self._at_start = True
+        return reply
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes that were received elsewhere, at the price of a copy.
@@ -305,8 +336,12 @@ class ReplyReader:
         """Let hiredis have a part of the scratch."""
         if at == end:
             return
+        self._hiredis.feed(self._scratch, at, end - at)  # type: ignore[arg-type]  # any buffer will do
+        self._collect()
+
+    def _collect(self) -> None:
+        """Take the replies that hiredis has."""
         reader = self._hiredis
-        reader.feed(self._scratch, at, end - at)  # type: ignore[arg-type]  # any buffer will do
         while (reply := reader.gets(False)) is not NOT_READY:
             self._replies.append(reply)
             # With nothing left over, the last reply ended where the part did. Asking hiredis again would not

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from keyside.clients import inputs as binding
 from keyside.clients._async.base import AsyncBase
 from keyside.clients._async.handle import AsyncHandle
+from keyside.clients.forms import Forms
 from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
 from keyside.clients.transport_async import AsyncTransport
@@ -37,6 +38,7 @@ class AsyncInference(AsyncBase):
     def __init__(self, transport: AsyncTransport, timeout: float) -> None:
         super().__init__(transport, timeout)
         self._signatures: dict[Name, tuple[float, Signature | None]] = {}
+        self._forms = Forms()
 
     @overload
     async def predict(
@@ -78,11 +80,25 @@ class AsyncInference(AsyncBase):
         """
         if outputs not in ("auto", "dict"):
             raise BadArg(f"outputs is 'auto' or 'dict', not {outputs!r}")
-        await self._functions()
-        bound = await self._bind(target, binding.bind(inputs))
-        request = self._request(target, bound, (), timeout)
-        found = await self._read(await self._transport.run(request))
-        return _single(found) if outputs == "auto" else found
+        if not self._library:
+            await self._functions()
+        transport = self._transport
+        packed = transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
+        if packed is None:
+            bound = await self._bind(target, binding.bind(inputs))
+            reply = await transport.run(self._request(target, bound, (), timeout))
+        else:
+            reply = await transport.run_packed(packed)
+        if outputs == "dict":
+            return await self._read(reply)
+        array = self._forms.read(target, reply)
+        if array is not None:
+            return array
+        found = await self._read(reply)
+        if len(found) != 1:
+            return found
+        self._forms.learn(target, reply)
+        return _single(found)
 
     async def execute(
         self, target: Name, inputs: object, outputs: Name | Sequence[Name], *, timeout: float | None = None

@@ -38,13 +38,11 @@ class AsyncTensors(AsyncBase):
             TooBig: it has more than 512 MiB.
             OutOfMemory: the server is at maxmemory.
         """
-        array = npy.as_array(value)
-        if array.nbytes > _LARGEST - _HEADER_MAX:
-            raise TooBig(
-                f"a tensor of {array.nbytes} bytes: a key holds at most 512 MiB, split it along its first axis"
-            )
-        header, data = npy.encode(array)
-        await self._transport.call(plain.set_value(_own(key), header, data, _ttl(ex, px)))
+        header, data = npy.encode(value)
+        if data.nbytes > _LARGEST - _HEADER_MAX:
+            raise TooBig(f"a tensor of {data.nbytes} bytes: a key holds at most 512 MiB, split it along its first axis")
+        px = None if ex is None and px is None else _ttl(ex, px)
+        await self._transport.store(_own(key), header, data, px)
 
     async def get(self, key: Name) -> NDArray[Any]:
         """Read a tensor.
@@ -57,7 +55,7 @@ class AsyncTensors(AsyncBase):
             WrongType: it holds something else.
             BadNpy: it holds a damaged tensor.
         """
-        return await self._transport.call(plain.get_value(key))
+        return await self._transport.fetch(key)
 
     async def meta(self, key: Name) -> TensorMeta:
         """Read what a tensor is, without its elements.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from keyside.clients import inputs as binding
 from keyside.clients._sync.base import Base
 from keyside.clients._sync.handle import Handle
+from keyside.clients.forms import Forms
 from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
 from keyside.clients.transport_sync import SyncTransport
@@ -35,6 +36,7 @@ class Inference(Base):
     def __init__(self, transport: SyncTransport, timeout: float) -> None:
         super().__init__(transport, timeout)
         self._signatures: dict[Name, tuple[float, Signature | None]] = {}
+        self._forms = Forms()
 
     @overload
     def predict(
@@ -76,11 +78,25 @@ class Inference(Base):
         """
         if outputs not in ("auto", "dict"):
             raise BadArg(f"outputs is 'auto' or 'dict', not {outputs!r}")
-        self._functions()
-        bound = self._bind(target, binding.bind(inputs))
-        request = self._request(target, bound, (), timeout)
-        found = self._read(self._transport.run(request))
-        return _single(found) if outputs == "auto" else found
+        if not self._library:
+            self._functions()
+        transport = self._transport
+        packed = transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
+        if packed is None:
+            bound = self._bind(target, binding.bind(inputs))
+            reply = transport.run(self._request(target, bound, (), timeout))
+        else:
+            reply = transport.run_packed(packed)
+        if outputs == "dict":
+            return self._read(reply)
+        array = self._forms.read(target, reply)
+        if array is not None:
+            return array
+        found = self._read(reply)
+        if len(found) != 1:
+            return found
+        self._forms.learn(target, reply)
+        return _single(found)
 
     def execute(
         self, target: Name, inputs: object, outputs: Name | Sequence[Name], *, timeout: float | None = None

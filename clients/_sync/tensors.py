@@ -39,13 +39,11 @@ class Tensors(Base):
             TooBig: it has more than 512 MiB.
             OutOfMemory: the server is at maxmemory.
         """
-        array = npy.as_array(value)
-        if array.nbytes > _LARGEST - _HEADER_MAX:
-            raise TooBig(
-                f"a tensor of {array.nbytes} bytes: a key holds at most 512 MiB, split it along its first axis"
-            )
-        header, data = npy.encode(array)
-        self._transport.call(plain.set_value(_own(key), header, data, _ttl(ex, px)))
+        header, data = npy.encode(value)
+        if data.nbytes > _LARGEST - _HEADER_MAX:
+            raise TooBig(f"a tensor of {data.nbytes} bytes: a key holds at most 512 MiB, split it along its first axis")
+        px = None if ex is None and px is None else _ttl(ex, px)
+        self._transport.store(_own(key), header, data, px)
 
     def get(self, key: Name) -> NDArray[Any]:
         """Read a tensor.
@@ -58,7 +56,7 @@ class Tensors(Base):
             WrongType: it holds something else.
             BadNpy: it holds a damaged tensor.
         """
-        return self._transport.call(plain.get_value(key))
+        return self._transport.fetch(key)
 
     def meta(self, key: Name) -> TensorMeta:
         """Read what a tensor is, without its elements.

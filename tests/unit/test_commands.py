@@ -120,6 +120,13 @@ def test_a_large_value_is_sent_as_it_lies() -> None:
     assert b"".join(pieces) == b"".join(resp.encode_many(whole))
 
 
+@pytest.mark.parametrize("px", [None, 1, 60_000])
+def test_what_stands_around_a_value_that_is_set(px: int | None) -> None:
+    header, data = npy.encode(np.arange(100_000, dtype=np.float64))
+    head, tail = plain.set_around(b"k%s\r\n", header, data, px)
+    assert b"".join((head, data, tail)) == b"".join(encode([plain.set_value(b"k%s\r\n", header, data, px)]))
+
+
 def test_a_value_between_long_words() -> None:
     long = "k" * 70_000
     command: Command[None] = Command((long, Value(b"head", memoryview(b"tail")), 7, 1.5), lambda _: None)

@@ -1,0 +1,236 @@
+"""The connections of a blocking client, for any number of threads, and commands that are sent on them."""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keyside.clients.endpoint import Endpoint
+from keyside.clients.wire import Wire
+from keyside.tensorstore import keys, npy, plain
+from keyside.tensorstore.command import Command, Name, to_bytes
+from keyside.tensorstore.errors import KeysideError, Unreachable
+
+__all__ = ["Pool"]
+
+T = TypeVar("T")
+_IDLE_MAX = 32
+
+
+class Pool:
+    """Connections to one server, and commands.
+
+    Args:
+        endpoint: the server.
+        idle: seconds without a byte after which the server counts as gone.
+
+    Attributes:
+        reached: there has been a connection.
+        closed: there will be none any more.
+    """
+
+    def __init__(self, endpoint: Endpoint, idle: float) -> None:
+        self.endpoint = endpoint
+        self._idle_s = idle
+        self.node = keys.STANDALONE_TAG
+        self.begin_anew()
+        _ALL.add(self)
+
+    def begin_anew(self) -> None:
+        """Begin without connections."""
+        self._free: list[Wire] = []
+        self.reached = False
+        self.closed = False
+
+    def forked(self) -> None:
+        """Begin anew in a child process: the connections are the parent's."""
+        inherited, closed = self._free, self.closed
+        self.begin_anew()
+        self.closed = closed
+        for wire in inherited:
+            wire.close()
+
+    # --- connections
+
+    def take(self) -> Wire:
+        """Return a connection for the caller alone; `give` takes it back."""
+        if self.closed:
+            raise Unreachable("this client is closed")
+        while True:
+            try:
+                wire = self._free.pop()
+            except IndexError:
+                wire = Wire(self.endpoint, "keyside-client", self._idle_s)
+                self.reached = True
+                return wire
+            if wire.usable:
+                return wire
+            wire.close()
+
+    def give(self, wire: Wire) -> None:
+        """Take back a connection on which no reply is outstanding, or that is closed."""
+        if self.closed or len(self._free) >= _IDLE_MAX or not wire.usable:
+            wire.close()
+            return
+        wire.done()
+        self._free.append(wire)
+
+    @contextlib.contextmanager
+    def wire(self) -> Iterator[Wire]:
+        """Lend a connection for a while."""
+        wire = self.take()
+        try:
+            yield wire
+        except KeysideError:
+            self.give(wire)
+            raise
+        except BaseException:
+            # Which replies are still to come is not known.
+            wire.close()
+            raise
+        self.give(wire)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.closed = True
+        self.close_free()
+
+    def close_free(self) -> None:
+        """Close the connections that are not in use: where one broke, the others most likely have."""
+        while True:
+            try:
+                self._free.pop().close()
+            except IndexError:
+                return
+
+    # --- commands
+
+    def call(self, command: Command[T]) -> T:
+        """Send a command and return its result.
+
+        Raises:
+            KeysideError: the server refuses or is gone.
+        """
+        reached = self.reached
+        wire = self.take()
+        try:
+            wire.write(command.encode())
+            reply = wire.read()
+        except Unreachable as error:
+            reply = self._again(command, error, reached=reached)
+        except BaseException:
+            wire.close()  # the reply is still to come
+            raise
+        else:
+            self.give(wire)
+        return command.result(reply)
+
+    def call_many(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Send commands in one write and return their results.
+
+        Raises:
+            KeysideError: one of them was refused, or the server is gone.
+        """
+        replies = self.replies(batch)
+        return [command.result(reply) for command, reply in zip(batch, replies, strict=True)]
+
+    def replies(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Send commands in one write and return their replies; error replies as errors that are not raised.
+
+        Raises:
+            Unreachable: the server is gone.
+        """
+        reached = self.reached
+        try:
+            return self._exchange(batch)
+        except Unreachable:
+            if not reached or self.closed or not all(command.repeatable for command in batch):
+                raise
+            self.close_free()
+        return self._exchange(batch)
+
+    def _exchange(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        wire = self.take()
+        try:
+            wire.send(batch)
+            replies = [wire.read() for _ in batch]
+        except BaseException:
+            wire.close()  # which replies are still to come is not known
+            raise
+        self.give(wire)
+        return replies
+
+    # --- tensors
+
+    def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+        """Write a tensor.
+
+        Raises:
+            KeysideError: the server refuses or is gone.
+        """
+        reached = self.reached
+        head, tail = plain.set_around(key, header, data, px)
+        wire = self.take()
+        try:
+            reply = wire.put(head, data, tail)
+        except Unreachable as error:
+            command = plain.set_value(key, header, data, px)
+            reply = self._again(command, error, reached=reached)
+        else:
+            self.give(wire)
+        if isinstance(reply, KeysideError):
+            raise reply
+
+    def fetch(self, key: Name) -> NDArray[Any]:
+        """Read a tensor.
+
+        Raises:
+            KeysideError: there is none, the server refuses or is gone.
+        """
+        reached = self.reached
+        name = to_bytes(key)
+        wire = self.take()
+        try:
+            reply = wire.fetch(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name))
+        except Unreachable as error:
+            reply = self._again(plain.get_value(key), error, reached=reached)
+        else:
+            self.give(wire)
+        if type(reply) is np.ndarray:
+            found = npy.decode_received(reply)
+            if found is not None:
+                return found
+            reply = reply.data[:-2]
+        return plain.get_value(key).result(reply)
+
+    def _again(self, command: Command[Any], error: Unreachable, *, reached: bool) -> Any:
+        """Send a command that was lost with its connection once more."""
+        if not reached or self.closed or not command.repeatable:
+            raise error
+        self.close_free()
+        return self._exchange((command,))[0]
+
+    def run_blocking(self, function: Callable[[], T]) -> T:
+        """Run what may wait for a disk."""
+        return function()
+
+    def forget(self, batch: Sequence[Command[Any]]) -> None:
+        """Send commands whose results nobody waits for; if they cannot be sent, then not."""
+        with contextlib.suppress(KeysideError):
+            self.replies(batch)
+
+
+_ALL: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for transport in list(_ALL):
+        transport.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
