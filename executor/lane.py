@@ -61,6 +61,11 @@ class Lane(threading.Thread):
         with self._lock:
             return self._batcher.holds(model) or bool(self.running and self.running[0].model == model.id)
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs here; may be asked without the lock by the only thread that puts jobs here."""
+        return bool(self._batcher.size or self.running)
+
     def end(self, finished: Finished) -> None:
         """Queue the end of a job that does not run."""
         with self._lock:

@@ -80,7 +80,7 @@ class Runner:
             )
         seconds = time.perf_counter() - started
         model.timed(seconds)
-        return Ran(model, self._split(model, jobs, results), rows, seconds, queued)
+        return Ran(model, self.finish(model, jobs, results), rows, seconds, queued)
 
     def _one_by_one(self, model: Model, jobs: Sequence[Job]) -> Ran:
         parts = [self.run(model, (job,)) for job in jobs]
@@ -110,7 +110,8 @@ class Runner:
         results = model.run([np.zeros((1, *array.shape[1:]), array.dtype) for array in arrays])
         return [result[:0] if result.ndim else result for result in results]
 
-    def _split(self, model: Model, jobs: Sequence[Job], results: list[Array]) -> list[Finished]:
+    def finish(self, model: Model, jobs: Sequence[Job], results: list[Array]) -> list[Finished]:
+        """Split the results of a batch, and say what each caller gets; never raises."""
         ended = self._alike(model, jobs, results)
         if ended is not None:
             return ended

@@ -13,6 +13,7 @@ from keyside import __version__
 from keyside.executor.batching import batches
 from keyside.executor.cache import ModelCache
 from keyside.executor.delivery import Delivery, Parcel, Post
+from keyside.executor.express import Express
 from keyside.executor.install import ensure_library
 from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
@@ -83,6 +84,8 @@ class Worker:
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
         self._streams: dict[bytes, str] = {}
         self._intake = Intake(self.held, self.cache, self._loader, self._lanes, self._end)
+        self._express = Express(self.held, self.cache, self._runner, self._delivery, settings.inline_ms / 1000)
+        self._planned: bytes | None = None
         self._belong_to(self.node.tag)
         self._outbox: list[Parcel] = []  # to be sent with the next claim
         self._sent: list[Parcel] = []  # sent by the claim thread, and not answered yet
@@ -121,34 +124,48 @@ class Worker:
     def _serve(self) -> None:
         if self._moved_to:
             self._belong_to(self._moved_to)
-        streams: list[bytes] = []
-        count = 0
-        for stream, device in self._streams.items():
-            room = self._room_of(device)
-            if room > 0:
-                streams.append(stream)
-                count = max(count, room)
-        self._left_out = [device for stream, device in self._streams.items() if stream not in streams]
-        self.claiming = bool(streams)
-        if not streams or self.stopping.is_set():
+            self._planned = None
+        plan = self._planned or self._plan()
+        self._planned = None
+        self.claiming = bool(plan)
+        if not plan or self.stopping.is_set():
             self.claiming = False
             self._flush()
             self._room.wait(TICK)
             self._room.clear()
             return
         outbox, self._outbox = self._outbox, []
-        # Never beside a run: that needs the interpreter's lock when it ends, and the core maybe all the time.
-        self.wire.spin_s = 0.0 if any(lane.running for lane in self._lanes.values()) else self._spin_s
         try:
-            self._send(outbox, self._claim(streams, count))
+            self._send(outbox, plan)
             self._settle_sent()
-            claimed = self.wire.read()
+            # While there is nothing else to do; it holds unless what comes now goes to a lane.
+            planned = self._plan()
+            claimed = self.wire.read_small()
         finally:
             self.claiming = False
         missing = bool(self._outbox)
-        self._take(claimed)
+        self._take(claimed, planned)
         if missing:
             raise LibraryMissing("KS_COMPLETE")
+
+    def _plan(self) -> bytes:
+        """Return the next claim, encoded; empty if there is no room for more jobs."""
+        streams: list[bytes] = []
+        left_out: list[str] = []
+        count = 0
+        running = False
+        for stream, device in self._streams.items():
+            running = running or self._lanes[device].busy
+            room = self._room_of(device)
+            if room > 0:
+                streams.append(stream)
+                count = max(count, room)
+            else:
+                left_out.append(device)
+        self._left_out = left_out
+        # Never beside a run: that needs the interpreter's lock when it ends, and the core maybe all the time.
+        self.wire.spin_s = 0.0 if running else self._spin_s
+        return self._claim(streams, count) if streams else b""
 
     def _claim(self, streams: Sequence[bytes], count: int) -> bytes:
         """Return the command that waits for jobs, encoded."""
@@ -169,7 +186,7 @@ class Worker:
         while self._sent:
             parcel = self._sent[0]
             # It stays among the sent until the server has taken it: what is refused for now is sent again.
-            done = self._delivery.settle(parcel, [self.wire.read() for _ in parcel.commands])
+            done = self._delivery.settle(parcel, [self.wire.read_small() for _ in parcel.commands])
             del self._sent[0]
             if not done:
                 self._outbox.append(parcel)
@@ -182,8 +199,13 @@ class Worker:
             return 0
         return self._lanes[device].room(self.settings.claim)
 
-    def _take(self, reply: Any) -> None:
-        """Accept what a claim has brought."""
+    def _take(self, reply: Any, planned: bytes = b"") -> None:
+        """Accept what a claim has brought.
+
+        Args:
+            reply: of the server.
+            planned: the next claim, if nothing is left of this one.
+        """
         if reply is None:
             return
         if isinstance(reply, hiredis.ReplyError):
@@ -194,6 +216,14 @@ class Worker:
                 return
             raise Unreachable(str(reply))
         now = time.monotonic()
+        if len(reply) == 1 and len(reply[0][1]) == 1:
+            stream, ((entry_id, fields),) = reply[0]
+            lane = self._lanes[self._streams[stream]]
+            parcel = self._express.take(lane, entry_id, fields, now, self.watchdog.now_ms())
+            if parcel is not None:
+                self._outbox.append(parcel)
+                self._planned = planned
+                return
         for stream, entries in reply:
             self._accept(self._streams[bytes(stream)], entries, now)
 

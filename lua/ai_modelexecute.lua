@@ -12,24 +12,24 @@ local function modelexecute_inputs(KEYS, argv, i)
     raise('BADARG', 'INPUTS needs a positive number of keys, then the keys')
   end
   i = i + 1
-  local inputs, owns = {}, false
+  local list, owns = {}, false
   for n = 1, count do
     local word = string.upper(argv[i] or '')
     local mode = 'KEY'
     -- A key may be called OWN or REF: then the word stands where a declared key is expected.
-    if (word == 'OWN' or word == 'REF') and not submit.is_declared(KEYS, argv[i]) then
+    if (word == 'OWN' or word == 'REF') and not inputs.is_declared(KEYS, argv[i]) then
       mode, i = word, i + 1
     end
     local key = argv[i]
     if not key then
       raise('BADARG', 'INPUTS ' .. count .. ': only ' .. (n - 1) .. ' keys follow')
     end
-    submit.declared(KEYS, key)
-    inputs[n] = { mode = mode, data = key }
+    inputs.declared(KEYS, key)
+    list[n] = { mode = mode, data = key, value = false, size = 0 }
     owns = owns or mode == 'OWN'
     i = i + 1
   end
-  return inputs, i, owns
+  return list, i, owns
 end
 
 local function modelexecute_parsed(KEYS, ARGV)
@@ -42,8 +42,8 @@ local function modelexecute_parsed(KEYS, ARGV)
   if string.upper(ARGV[i] or '') ~= 'OUTPUTS' then
     raise('BADARG', "OUTPUTS not specified after the input keys" .. (ARGV[i] and ": got '" .. args.printable(ARGV[i]) .. "'" or ''))
   end
-  request.outputs, i = submit.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
-  submit.all_options(ARGV, i, request)
+  request.outputs, i = inputs.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
+  options.read_all(ARGV, i, request)
   return submit.run(request)
 end
 

@@ -7,26 +7,34 @@
 -- Errors: BADARG BADNPY NOMODEL MODELFAILED NOTENSOR WRONGTYPE BADINPUT BADDTYPE BADSHAPE TOOBIG BUSY NOPERM TRYAGAIN
 -- Flags: allow-cross-slot-keys
 
+local MODES = { VALUE = 'VALUE', KEY = 'KEY', OWN = 'OWN', REF = 'REF' }
+
+local function predict_usage()
+  raise('BADARG', 'AI_PREDICT takes: target INPUTS n (VALUE npy | KEY key | OWN key | REF key)... [NAMES n name...] [OUTPUTS n key...] [TIMEOUT ms]')
+end
+
 local function predict_parsed(KEYS, ARGV)
   local count = args.int(ARGV[3] or '', 1, 1000)
-  if not count or string.upper(ARGV[2] or '') ~= 'INPUTS' then
-    raise('BADARG', 'AI_PREDICT takes: target INPUTS n (VALUE npy | KEY key | OWN key | REF key)... [NAMES n name...] [OUTPUTS n key...] [TIMEOUT ms]')
+  if not count or (ARGV[2] ~= 'INPUTS' and string.upper(ARGV[2]) ~= 'INPUTS') then
+    predict_usage()
   end
-  local request = { target = ARGV[1], inputs = {}, outputs = {} }
-  local i = 4
+  local list, owns, i = {}, false, 4
   for n = 1, count do
-    local mode, data = string.upper(ARGV[i] or ''), ARGV[i + 1]
-    if (mode ~= 'VALUE' and mode ~= 'KEY' and mode ~= 'OWN' and mode ~= 'REF') or not data then
-      raise('BADARG', 'input ' .. n .. ' of ' .. count .. ": VALUE npy, KEY key, OWN key or REF key expected, got '" .. args.printable(ARGV[i] or '') .. "'")
+    local word, data = ARGV[i] or '', ARGV[i + 1]
+    local mode = MODES[word] or MODES[args.keyword(word)]
+    if not mode or not data then
+      raise('BADARG', 'input ' .. n .. ' of ' .. count .. ": VALUE npy, KEY key, OWN key or REF key expected, got '" .. args.printable(word) .. "'")
     end
     if mode ~= 'VALUE' then
-      submit.declared(KEYS, data)
+      inputs.declared(KEYS, data)
+      owns = owns or mode == 'OWN'
     end
-    request.inputs[n] = { mode = mode, data = data }
-    request.owns = request.owns or mode == 'OWN'
+    list[n] = { mode = mode, data = data, value = false, size = 0 }
     i = i + 2
   end
-  if string.upper(ARGV[i] or '') == 'NAMES' then
+  local request = { target = ARGV[1], inputs = list, owns = owns, names = nil, outputs = nil, timeout = false, ticket = false, corr = false }
+  local word = args.keyword(ARGV[i] or '')
+  if word == 'NAMES' then
     if args.int(ARGV[i + 1] or '', 1, 1000) ~= count or not ARGV[i + 1 + count] then
       raise('BADARG', 'NAMES needs as many names as there are inputs, ' .. count)
     end
@@ -35,11 +43,12 @@ local function predict_parsed(KEYS, ARGV)
       request.names[n] = ARGV[i + 1 + n]
     end
     i = i + 2 + count
+    word = args.keyword(ARGV[i] or '')
   end
-  if string.upper(ARGV[i] or '') == 'OUTPUTS' then
-    request.outputs, i = submit.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
+  if word == 'OUTPUTS' then
+    request.outputs, i = inputs.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
   end
-  submit.all_options(ARGV, i, request)
+  options.read_all(ARGV, i, request)
   return submit.run(request)
 end
 

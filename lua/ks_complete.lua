@@ -28,7 +28,7 @@ local function complete_outputs(argv, first, last)
     if how == 'S' and not keys.is_output(value, key) then
       return 'BADARG an output was staged under a name that is not in the slot of its key'
     end
-    local problem = how ~= 'K' and submit.writable(key)
+    local problem = how ~= 'K' and inputs.writable(key)
     if problem then
       return problem
     end

@@ -42,7 +42,8 @@ end
 
 function node.now_ms()
   local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local ms = time[1] * 1000 + time[2] / 1000
+  return ms - ms % 1
 end
 
 local counter = 0

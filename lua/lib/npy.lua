@@ -5,7 +5,7 @@ local npy = {}
 
 npy.MAGIC = '\147NUMPY'
 -- Bytes to read from the front of a key so that the header of nearly every tensor is among them.
--- 256, as GETRANGE takes them; as text: see INLINE_END in lib/submit.lua.
+-- 256, as GETRANGE takes them; as text: see INLINE_END in lib/inputs.lua.
 npy.PREFIX_END = '255'
 npy.MAX_RANK = 32
 
@@ -186,6 +186,15 @@ local function bad_front(prefix, total)
     return (".npy version %d.%d, only 1.0 is read"):format(major, minor)
   end
   return nil
+end
+
+--- The header of a file that begins like one seen before, from its first bytes and its length; nil: ask npy.parse.
+function npy.known(prefix, total)
+  local low, high = prefix:byte(9, 10)
+  local header = high and npy_cache[prefix:sub(1, 10 + low + 256 * high)]
+  if header and header.total == total then
+    return header
+  end
 end
 
 --- Reads the header of a .npy file from its first bytes (at least 10, or all of them) and its length -> header;

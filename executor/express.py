@@ -1,0 +1,68 @@
+"""The shortest way for a job that came alone: with one caller at a time, every further step of Python is paid cold."""
+
+import time
+from collections.abc import Sequence
+
+from keyside.executor.cache import ModelCache
+from keyside.executor.delivery import Delivery, Parcel
+from keyside.executor.lane import Lane
+from keyside.executor.model import Model
+from keyside.executor.protocol import Job, parse_entry
+from keyside.executor.runner import Ran, Runner
+
+__all__ = ["Express"]
+
+
+class Express:
+    """Runs a job that came alone, for a model that is loaded and quick, on the thread that claims.
+
+    What is unusual about a job or fails on the way is left to the general way (`Worker._accept`), which does all again.
+
+    Args:
+        held: the jobs of this executor, by entry id.
+        quick_s: models whose runs take less than this are quick.
+    """
+
+    def __init__(
+        self, held: dict[bytes, Job], cache: ModelCache[Model], runner: Runner, delivery: Delivery, quick_s: float
+    ) -> None:
+        self._held = held
+        self._cache = cache
+        self._runner = runner
+        self._delivery = delivery
+        self._quick_s = quick_s
+
+    def take(self, lane: Lane, entry_id: bytes, fields: Sequence[bytes], now: float, server_ms: float) -> Parcel | None:
+        """Run a job and pack its end; None if it is not for this way.
+
+        Args:
+            lane: of its device; a job must not overtake those that wait there.
+            entry_id: of the entry.
+            fields: of the entry.
+            now: monotonic seconds.
+            server_ms: the server's time.
+        """
+        if lane.busy:
+            return None
+        try:
+            job = parse_entry(lane.device, entry_id, fields)
+            if job.keyed or job.names or job.op != b"run" or job.deadline < server_ms:
+                return None
+            model = self._cache.get_ready(job.model.decode())
+            if model is None or not 0.0 < model.run_s < self._quick_s or model.min_rows:
+                return None
+            job.claimed = now
+            job.decode()
+            model.prepare(job)
+            if not job.rows:
+                return None
+            self._held[entry_id] = job  # from here on the watchdog answers it at its deadline
+            started = time.perf_counter()
+            results = model.run(job.arrays)
+            seconds = time.perf_counter() - started
+        except Exception:  # noqa: BLE001  # the general way does it once more, and says what is wrong
+            return None
+        model.timed(seconds)
+        lane.note_cost(seconds, 1)
+        ended = self._runner.finish(model, (job,), results)
+        return self._delivery.ran(lane.device, Ran(model, ended, job.rows, seconds, 0.0))
