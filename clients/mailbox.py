@@ -21,6 +21,7 @@ __all__ = ["Mailbox"]
 _BLOCK_S = 5.0
 _LATE_S = 0.25
 _GRAIN_S = 0.02
+_DIGITS = 16
 _REPLIES = 1000
 
 
@@ -39,6 +40,8 @@ class Mailbox:
         self._timer: asyncio.TimerHandle | None = None
         self._due = float("inf")  # when the timer goes off
         self._reader: asyncio.Task[None] | None = None
+        self._take = plain.blmpop(self._key, _BLOCK_S, _REPLIES)
+        self._turns = 0
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -163,13 +166,18 @@ class Mailbox:
     async def _read(self) -> None:
         """Take replies off the list as long as any are awaited."""
         pause = pauses()
-        take = plain.blmpop(self._key, _BLOCK_S, _REPLIES)
         while self._waiting:
             try:
                 if self._channel is None or not self._channel.open:
                     self._channel = await self._transport.connect("keyside-client", self._transport.idle + _BLOCK_S)
-                self._deliver(take.result((await self._channel.call((take,)))[0]))
-                pause = pauses()
+                self._turns = 0
+                turn: asyncio.Future[KeysideError | None] = self._loop.create_future()
+                self._ask(self._channel, turn)
+                failed = await turn
+                if self._turns:
+                    pause = pauses()
+                if failed is not None:
+                    raise failed
             except Unreachable:
                 await asyncio.sleep(pause())
             except KeysideError as error:  # such as NOPERM: no reply will ever come
@@ -177,11 +185,37 @@ class Mailbox:
                     self._finish(pending, error)
         self._reader = None
 
+    def _ask(self, channel: Channel, turn: "asyncio.Future[KeysideError | None]") -> None:
+        """Wait on the list, and again after each answer, until there is an error or nothing is awaited any more.
+
+        From the callback of the connection and not by the task, which would get to it two turns of the loop later.
+        """
+
+        def arrived(reply: Any) -> None:
+            if isinstance(reply, KeysideError):
+                if not turn.done():
+                    turn.set_result(reply)
+                return
+            self._turns += 1
+            if reply is not None:
+                self._deliver(reply[1])
+            self._loop.call_soon(further)  # once those who have been answered have had their turn
+
+        def further() -> None:
+            if turn.done():
+                return
+            if self._waiting:
+                channel.send(self._take, arrived)
+            else:
+                turn.set_result(None)
+
+        channel.send(self._take, arrived)
+
     def _deliver(self, items: Sequence[bytes]) -> None:
         waiting = self._waiting
         for item in items:
             corr, _, reply = item.partition(b" ")
-            pending = waiting.get(int(corr)) if corr.isdigit() else None
+            pending = waiting.get(int(corr)) if corr.isdigit() and len(corr) <= _DIGITS else None
             if pending is None:
                 continue
             # A refusal comes here too. One that is no reason to give up is dealt with where the call's own reply comes.

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -73,11 +74,12 @@ class Pool:
 
     def give(self, wire: Wire) -> None:
         """Take back a connection on which no reply is outstanding, or that is closed."""
-        if self.closed or len(self._free) >= _IDLE_MAX or not wire.usable:
+        free = self._free
+        if self.closed or len(free) >= _IDLE_MAX or not wire.connected:
             wire.close()
             return
-        wire.done()
-        self._free.append(wire)
+        wire.used = time.monotonic()
+        free.append(wire)  # `take` sees whether it can be used
 
     @contextlib.contextmanager
     def wire(self) -> Iterator[Wire]:

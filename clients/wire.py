@@ -41,6 +41,10 @@ class Wire:
 
     Raises:
         KeysideError: it cannot be made.
+
+    Attributes:
+        used: when it was used last, by `time.monotonic`.
+        said: what the call of the last `ask` said.
     """
 
     def __init__(self, endpoint: Endpoint, name: str, idle: float) -> None:
@@ -58,7 +62,7 @@ class Wire:
         self._reader = ReplyReader()
         self._scratch = self._reader.get_buffer()
         self._first = self._scratch[:_FIRST]
-        self._used = time.monotonic()
+        self.used = time.monotonic()
         self._pid = process.pid
         self.said: Any = None
 
@@ -73,7 +77,7 @@ class Wire:
         sock = self._socket
         if sock is None or not self._reader.idle or self._pid != process.pid:
             return False
-        if self._tls or time.monotonic() - self._used < _FRESH_S:
+        if self._tls or time.monotonic() - self.used < _FRESH_S:
             return True
         # Nothing is awaited, so anything to read is the end. (With TLS it may be a ticket for the session.)
         poll = select.poll()
@@ -256,10 +260,6 @@ class Wire:
         if seconds != self._limit:
             limit_receive(sock, seconds)
             self._limit = seconds
-
-    def done(self) -> None:
-        """Take note that it is no longer used."""
-        self._used = time.monotonic()
 
     def close(self) -> None:
         """Close it."""

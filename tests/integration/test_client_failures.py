@@ -190,6 +190,28 @@ async def test_a_server_that_says_nothing(connect: Connect, redis_own: Server) -
     assert await client.exists("y")
 
 
+async def test_a_job_may_take_longer_than_a_server_may_say_nothing(connect: Connect, redis_own: Server) -> None:
+    redis_own.load_library()
+    client = connect(redis_own.url_unix, idle_timeout=0.2, timeout=10)
+    with Executor(redis_own) as executor:
+        await client.store("m", models.affine())
+        for _ in range(2):  # the limits are those of before
+            executor.pause()
+            try:
+                task = asyncio.ensure_future(client.predict("m", X))
+                await asyncio.sleep(0.9)
+            finally:
+                executor.resume()
+            assert np.array_equal(await task, Y)
+        executor.pause()
+        try:
+            with pytest.raises(errors.TimedOut):
+                await client.predict("m", X, timeout=0.3)
+        finally:
+            executor.resume()
+        assert np.array_equal(await client.predict("m", X), Y)
+
+
 async def test_a_server_that_was_restarted(connect: Connect, redis_own: Server) -> None:
     redis_own.load_library()
     client = connect(redis_own.url_unix, timeout=20)

@@ -353,6 +353,23 @@ def test_over_a_blocking_socket() -> None:
     assert got == [b"OK", b"v" * 50_000]
 
 
+@pytest.mark.parametrize("size", [1, 7, 40, 64 * 1024])
+def test_small_replies_one_by_one(size: int) -> None:
+    stream = b"$3\r\njob\r\n*2\r\n$1\r\nt\r\n" + bulk(b"v" * 50_000) + b"-ERR no\r\n"
+    reader = resp.ReplyReader()
+    buffer = reader.get_buffer()
+    got: list[object] = []
+    for start in range(0, len(stream), size):
+        part = stream[start : start + size]
+        buffer[: len(part)] = part
+        reply = reader.receive(len(part))
+        while reply is not resp.NOT_READY:
+            got.append(plain(reply))
+            reply = reader.gets()
+    assert got == [b"job", [b"t", b"v" * 50_000], ("error", "ERR no")]
+    assert reader.idle
+
+
 async def test_as_a_buffered_protocol() -> None:
     done: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
     replies = []
