@@ -1,22 +1,24 @@
-"""What every benchmark shares: noise probes, and the figures of rounds with their targets."""
+"""What every benchmark shares: noise probes, costs of processes, and the figures of rounds with their targets."""
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from drivers import latencies
+import numpy as np
+from drivers import RedisCaller, latencies, prepare
+from processes import cpu_seconds
 from targets import TARGETS
 
-from keyside.executor.wire import Wire
-
-__all__ = ["Book", "Figures", "arguments", "percentile", "ping_us", "steal_ticks", "summary", "turns"]
+__all__ = ["Book", "Figures", "Meter", "arguments", "percentile", "ping_us", "summary", "turns"]
 
 T = TypeVar("T")
 
@@ -29,10 +31,9 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def ping_us(url: str, count: int = 200) -> float:
     """Return the median of PING: a probe of how noisy the machine is."""
-    wire = Wire(url, name="probe")
-    wire.connect()
-    seconds, _ = latencies(lambda _: wire.call(b"PING"), count)
-    wire.close()
+    caller = RedisCaller(url, prepare(lambda _: [["PING"]], 1), blocking=True)
+    seconds, _ = latencies(caller.call, count)
+    caller.close()
     return statistics.median(seconds) * 1e6
 
 
@@ -40,6 +41,58 @@ def steal_ticks() -> tuple[int, int]:
     """Return (stolen, all) CPU ticks of the machine since it started."""
     values = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     return values[7], sum(values)
+
+
+class Meter:
+    """What a timed part costs; a context manager for that part alone, without connecting, warming up and checking.
+
+    Args:
+        url: the server, for the PING before it.
+        processes: pids by name; with their descendants. This process is counted as the client.
+    """
+
+    def __init__(self, url: str, processes: Mapping[str, int] | None = None) -> None:
+        self._url = url
+        self._processes = dict(processes or {})
+        self._before: dict[str, float] = {}
+        self._ticks = (0, 0)
+        self._ping = 0.0
+        self._steal = 0.0
+        self._used: dict[str, float] = {}
+
+    def _now(self) -> dict[str, float]:
+        found = {name: cpu_seconds(pid) for name, pid in self._processes.items()}
+        return {**found, "client": time.process_time()}
+
+    def __enter__(self) -> Self:
+        gc.collect()  # what is left of the last phase, which is not this one's to pay for
+        self._ping = ping_us(self._url)
+        self._ticks = steal_ticks()
+        self._before = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The client's own clock first: reading the others takes a millisecond of it.
+        client = time.process_time()
+        after = {**self._now(), "client": client}
+        self._used = {name: after[name] - before for name, before in self._before.items()}
+        stolen, ticks = (now - before for now, before in zip(steal_ticks(), self._ticks, strict=True))
+        self._steal = 100 * stolen / max(1, ticks)
+
+    def note(self, book: "Book", contender: str, prefix: str = "", requests: int = 0) -> None:
+        """Put into a book what it found.
+
+        Args:
+            book: for the figures.
+            contender: whose they are.
+            prefix: of the names of the quantities.
+            requests: how many were answered; with none, costs are not noted.
+        """
+        if requests:
+            for name, seconds in self._used.items():
+                book.note(contender, f"{prefix}{name} CPU us", seconds / requests * 1e6)
+        book.note(contender, f"{prefix}PING us", self._ping)
+        book.note(contender, f"{prefix}steal %", self._steal)
 
 
 def turns(items: Sequence[T], number: int) -> list[T]:
@@ -95,6 +148,7 @@ class Book:
         self.figures: dict[str, dict[str, Figures]] = {}
         self.ratios: dict[str, Figures] = {}
         self.remarks: list[str] = []
+        self._seconds: dict[str, list[float]] = {}
         self._options = options
 
     def note(self, contender: str, quantity: str, value: float) -> None:
@@ -105,6 +159,15 @@ class Book:
         """Add p50 and p99 of a round."""
         self.note(contender, f"{prefix}p50 us", percentile(seconds, 50) * 1e6)
         self.note(contender, f"{prefix}p99 us", percentile(seconds, 99) * 1e6)
+
+    def note_distribution(self, contender: str, seconds: Sequence[float]) -> None:
+        """Add the latencies of a round to those that the JSON tells the distribution of, all rounds together."""
+        self._seconds.setdefault(contender, []).extend(seconds)
+
+    def drop(self, contender: str) -> None:
+        """Forget all figures of a contender."""
+        self.figures.pop(contender, None)
+        self._seconds.pop(contender, None)
 
     def of(self, contender: str, quantity: str) -> Figures:
         """Return the values of a quantity."""
@@ -124,13 +187,11 @@ class Book:
         self.judge(target, self.of(above, quantity).ratio(self.of(below, quantity)))
 
     @contextlib.contextmanager
-    def probed(self, contender: str, url: str) -> Iterator[None]:
+    def probed(self, contender: str, url: str, prefix: str = "") -> Iterator[None]:
         """Probe the machine before a phase, and the steal during it."""
-        self.note(contender, "PING us", ping_us(url))
-        stolen, ticks = steal_ticks()
-        yield
-        stolen_now, ticks_now = steal_ticks()
-        self.note(contender, "steal %", 100 * (stolen_now - stolen) / max(1, ticks_now - ticks))
+        with Meter(url) as meter:
+            yield
+        meter.note(self, contender, prefix)
 
     def remark(self, text: str) -> None:
         """Add what a reader has to know."""
@@ -138,30 +199,37 @@ class Book:
 
     def text(self) -> str:
         """Return all of it as Markdown."""
-        columns = list(dict.fromkeys(quantity for found in self.figures.values() for quantity in found))
-        probes: list[str] = [name for name in ("PING us", "steal %") if name in columns]
-        columns = [name for name in columns if name not in probes] + probes
-        rows = [["", *columns]]
-        for contender, found in self.figures.items():
-            rows.append([contender, *(found[name].text() if name in found else "" for name in columns)])
         options = self._options
         lines = [f"## {self.title}", ""]
         lines.append(
             f"{options.server}, {options.rounds} rounds, scale {options.scale:g}; median [least-most] of rounds."
         )
-        lines += ["", summary(rows)]
+        quantities = list(dict.fromkeys(quantity for found in self.figures.values() for quantity in found))
+        # "32 clients: p99 us" belongs into a table of its own, that of "32 clients".
+        for group in dict.fromkeys(quantity.rpartition(": ")[0] for quantity in quantities):
+            lines += ["", self._table(group, [name for name in quantities if name.rpartition(": ")[0] == group])]
         if self.ratios:
             head = ["what", "target", "measured"]
             lines += ["", summary([head, *(TARGETS[name].row(ratio.values) for name, ratio in self.ratios.items())])]
         lines += ["", *(f"- {text}" for text in self.remarks)] if self.remarks else []
         return "\n".join(lines) + "\n"
 
+    def _table(self, group: str, quantities: Sequence[str]) -> str:
+        """Return the quantities of a group, the probes last, for the contenders that have one."""
+        columns = sorted(quantities, key=lambda name: name.endswith(("PING us", "steal %")))
+        rows = [[group, *(name.rpartition(": ")[2] for name in columns)]]
+        for contender, found in self.figures.items():
+            cells = [found[name].text() if name in found else "" for name in columns]
+            if any(cells):
+                rows.append([contender, *cells])
+        return summary(rows)
+
     def end(self) -> None:
         """Print all of it, and write the JSON if that was asked for."""
         print(self.text())
         path: Path | None = self._options.json
         if path is not None:
-            path.write_text(json.dumps(self._document(), indent=1) + "\n")
+            path.write_text(json.dumps(self._document(), indent=1, default=lambda value: value.name) + "\n")
 
     def _document(self) -> dict[str, Any]:
         told = {name: value for name, value in vars(self._options).items() if name != "json"}
@@ -171,6 +239,7 @@ class Book:
             "machine": machine(),
             "figures": {c: {q: rounded(f) for q, f in found.items()} for c, found in self.figures.items()},
             "ratios": {name: rounded(ratio) for name, ratio in self.ratios.items()},
+            "distributions": {c: distribution(seconds) for c, seconds in self._seconds.items()},
             "remarks": self.remarks,
         }
 
@@ -178,6 +247,13 @@ class Book:
 def rounded(figures: Figures) -> list[float]:
     """Return values with the digits that mean something."""
     return [float(f"{value:.5g}") for value in figures.values]
+
+
+def distribution(seconds: Sequence[float]) -> list[tuple[float, float]]:
+    """Return (percent, microseconds below which so many are) of latencies, closer together towards the slow end."""
+    percents = [*range(1, 95), *(95 + n / 5 for n in range(20)), *(99 + n / 50 for n in range(46))]
+    found = np.percentile(seconds, percents)
+    return [(percent, float(f"{value * 1e6:.5g}")) for percent, value in zip(percents, found, strict=True)]
 
 
 def machine() -> dict[str, Any]:

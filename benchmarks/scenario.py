@@ -81,6 +81,6 @@ def _mlp(rng: np.random.Generator) -> bytes:
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2])],
         weights,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

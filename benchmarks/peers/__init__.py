@@ -1,4 +1,4 @@
-"""HTTP model servers to compare with, each in a virtual environment of its own."""
+"""Model servers to compare with: over HTTP, each in a virtual environment of its own; and RedisAI."""
 
 from peers.base import Absent, Peer
 from peers.fastapi_peer import FastApi

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers.base import SERVERS, Peer
+from peers.base import REFERENCE_BYTES, SERVERS, Peer
 
 __all__ = ["Mosec"]
 
@@ -23,6 +23,6 @@ class Mosec(Peer):
             "--path", str(scratch / "sockets"), "--log-level", "warning",
         ]  # fmt: skip
 
-    def request(self, transaction: bytes, reference: bytes) -> bytes:
-        """See `Peer.request`."""
-        return self.post("/inference", transaction + reference)
+    def around(self, transaction: bytes) -> tuple[bytes, bytes]:
+        """See `Peer.around`."""
+        return self.post("/inference", len(transaction) + REFERENCE_BYTES) + transaction, b""
