@@ -251,9 +251,9 @@ class BlockingClient(Contender):
 
 
 class AsyncClient(BlockingClient):
-    """Keyside, by its client for asyncio, with many requests in flight."""
+    """Keyside, by its client for asyncio; under load with many requests in flight."""
 
-    title = f"Keyside, AsyncClient, {FLYING:,} in flight"
+    title = "Keyside, AsyncClient"
 
     def one_by_one(self, count: int, meter: Meter) -> tuple[list[float], Answers]:
         """See `Contender.one_by_one`."""
