@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -18,7 +18,7 @@ from drivers import RedisCaller, latencies, prepare
 from processes import cpu_seconds
 from targets import TARGETS
 
-__all__ = ["Book", "Figures", "Meter", "arguments", "percentile", "ping_us", "summary", "turns"]
+__all__ = ["Book", "Figures", "Meter", "arguments", "interleaved", "percentile", "ping_us", "summary", "turns"]
 
 T = TypeVar("T")
 
@@ -100,6 +100,31 @@ def turns(items: Sequence[T], number: int) -> list[T]:
     at = number // 2 % len(items)
     order = [*items[at:], *items[:at]]
     return order[::-1] if number % 2 else order
+
+
+def interleaved(
+    ones: Mapping[str, Callable[[int], Any]], count: int, number: int, slices: int = 10
+) -> dict[str, tuple[list[float], list[tuple[int, Any]]]]:
+    """Make `count` calls of each in many short turns, so that a change of the machine's mood hits all of them.
+
+    Args:
+        ones: what to call.
+        count: of calls.
+        number: of the round, for the order of the turns.
+        slices: how many turns; each begins with a call that does not count.
+
+    Returns:
+        Seconds and answers of each, as of `latencies`.
+    """
+    found: dict[str, tuple[list[float], list[tuple[int, Any]]]] = {name: ([], []) for name in ones}
+    each = max(1, count // slices)
+    for n in range(slices):
+        for name in turns(list(ones), number + n):
+            ones[name](n * each)
+            seconds, answers = latencies(ones[name], each, n * each)
+            found[name][0].extend(seconds)
+            found[name][1].extend(answers)
+    return found
 
 
 class Figures:
