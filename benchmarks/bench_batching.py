@@ -1,7 +1,7 @@
 """Do callers that know nothing of each other get what batching gives?
 
-A model of fully connected layers, as many as take about 1 ms for a row on this machine, and little more for some. 32 raw
-sockets, one row each in flight, against the model stored twice: as it is, and with BATCHSIZE 1.
+A model of fully connected layers, as many as take about 1 ms for a row on this machine, and little more for some. 32
+raw sockets, one row each in flight, against the model stored twice: as it is, and with BATCHSIZE 1.
 
 - share: of the gain that onnxruntime itself has here in this process, rows per second in batches of 32 over rows per
   second in batches of 1, the callers' gain: their rate with natural batching over their rate with BATCHSIZE 1. That is
