@@ -14,9 +14,9 @@ import sys
 import time
 
 import numpy as np
-from contenders import check, of_reply, predict
 from drivers import RedisCaller, closing, offer, prepare, saturate
 from measure import Book, Meter, arguments, percentile, turns
+from raw import check, of_reply, predict
 from rig import Rig, served, upload
 from scenario import dense_of, session_for
 

@@ -8,10 +8,10 @@ import contextlib
 import sys
 import time
 
-from contenders import check, of_reply, predict
 from drivers import RedisCaller, closing, latencies, prepare, saturate
 from graphs import tiny
 from measure import Book, Meter, arguments, turns
+from raw import check, of_reply, predict
 from rig import Rig, served
 from scenario import REFERENCES, Fraud
 

@@ -12,7 +12,10 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from contenders import (
     CLIENTS,
@@ -26,7 +29,7 @@ from contenders import (
     RedisAI,
     Relay,
 )
-from measure import Book, Figures, arguments, percentile, turns
+from measure import Book, Figures, Meter, arguments, percentile, turns
 from peers import PEERS, Absent
 from processes import cpu_seconds
 from rig import Rig, served
@@ -34,6 +37,18 @@ from rig import Rig, served
 USUAL = ("fastapi", "mosec")
 ONE, LOAD = "1 client: ", "load: "
 VALKEY = " (Valkey)"
+
+
+class OneClient(NamedTuple):
+    """What one client brings in a round.
+
+    Attributes:
+        meter: of the processes.
+        seconds: of all turns.
+    """
+
+    meter: Meter
+    seconds: list[float]
 
 
 class Bench:
@@ -49,7 +64,9 @@ class Bench:
         self.book = book
         self.rig = rig
         self.requests = max(100, int(2000 * scale))
+        self.slices = min(8, self.requests // 50)
         self.seconds = max(0.2, 3.0 * scale)
+        self.one: dict[str, OneClient] = {}
         self.fraud = rig.load_fraud()
         self.contenders: list[Contender] = [
             Relay(rig, self.fraud),
@@ -59,8 +76,9 @@ class Bench:
             InProcess(rig.url, self.fraud),
         ]
         self.book.remark(
-            f"{self.requests:,} requests of one client; load: {CLIENTS} clients, AsyncClient: {FLYING:,} requests in "
-            f"flight, for {self.seconds:g} s. CPU: microseconds per request; 'server' is what runs the model."
+            f"{self.requests:,} requests of one client in {self.slices} turns; load: {CLIENTS} clients, AsyncClient: "
+            f"{FLYING:,} requests in flight, for {self.seconds:g} s. CPU: microseconds per request; "
+            "'server' is what runs the model."
         )
 
     def add_valkey(self, rig: Rig) -> None:
@@ -106,32 +124,56 @@ class Bench:
         """Let every contender run once."""
         for contender in self.contenders:
             self.book.figures.setdefault(contender.name, {})  # the order of the table
+            if contender.stays:
+                self.renew(contender)
+        for n in range(self.slices):
+            for contender in turns([one for one in self.contenders if one.stays], number + n):
+                self.attempt(contender, number, contender.arrive, partial(self.one_by_one, contender))
         for contender in turns(self.contenders, number):
-            try:
-                contender.arrive()
-                self.one_by_one(contender)
-                self.together(contender)
-                contender.leave()
-            except (Absent, AssertionError, OSError) as error:
-                if not isinstance(contender, HttpPeer | RedisAI):
-                    raise
-                contender.end()
-                self.contenders.remove(contender)
-                self.book.drop(contender.name)
-                self.book.remark(f"{contender.name}: absent: it failed in round {number + 1}: {error}")
+            if not contender.stays:
+                steps = [partial(self.one_by_one, contender)] * self.slices
+                self.attempt(contender, number, contender.arrive, partial(self.renew, contender), *steps)
+            self.attempt(
+                contender, number, partial(self.conclude, contender), partial(self.together, contender), contender.leave
+            )
+
+    def renew(self, contender: Contender) -> None:
+        """Begin the figures of one client, of the processes that are there now."""
+        self.one[contender.name] = OneClient(contender.meter(), [])
+
+    def attempt(self, contender: Contender, number: int, *steps: Callable[[], None]) -> None:
+        """Take steps with a contender; drop another server, with its figures, when one fails."""
+        if contender not in self.contenders:
+            return
+        try:
+            for step in steps:
+                step()
+        except (Absent, AssertionError, OSError) as error:
+            if not isinstance(contender, HttpPeer | RedisAI):
+                raise
+            contender.end()
+            self.contenders.remove(contender)
+            self.book.drop(contender.name)
+            self.book.remark(f"{contender.name}: absent: it failed in round {number + 1}: {error}")
 
     def one_by_one(self, contender: Contender) -> None:
-        """One client."""
-        book, name = self.book, contender.name
-        meter = contender.meter()
-        found = contender.one_by_one(self.requests, meter)
-        if found is None:
-            return
-        seconds, answers = found
-        contender.check(answers)
-        book.note_latencies(name, seconds, ONE)
-        book.note_distribution(name, seconds)
-        meter.note(book, name, ONE, len(seconds))
+        """One client, over a connection of its own; a turn of several.
+
+        How the kernel places the processes on the cores decides half of the latency, and lasts as long as a connection.
+        """
+        one = self.one[contender.name]
+        found = contender.one_by_one(self.requests // self.slices, one.meter)
+        if found is not None:
+            contender.check(found[1])
+            one.seconds.extend(found[0])
+
+    def conclude(self, contender: Contender) -> None:
+        """Note what came of one client."""
+        meter, seconds = self.one[contender.name]
+        if seconds:
+            self.book.note_latencies(contender.name, seconds, ONE)
+            self.book.note_distribution(contender.name, seconds)
+            meter.note(self.book, contender.name, ONE, len(seconds))
 
     def together(self, contender: Contender) -> None:
         """Many requests in flight."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from contenders import check
 from graphs import image
 from measure import Book, Meter, arguments, interleaved
+from raw import check
 from rig import served, upload
 from scenario import session_for
 

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from contenders import check, of_reply, predict
 from drivers import RedisCaller, closing, latencies, prepare
 from graphs import heavy
 from measure import Book, arguments, turns
+from raw import check, of_reply, predict
 from rig import ROOT, Rig, served, store
 
 import keyside

@@ -7,9 +7,9 @@ clients, where an executor takes several requests at a time.
 import sys
 from typing import Any
 
-from contenders import check, of_reply, predict
 from drivers import NUMBER, Prepared, RedisCaller, closing, latencies, prepare, saturate
 from measure import Book, Meter, arguments, turns
+from raw import check, of_reply, predict
 from rig import Rig, served
 from scenario import REFERENCES, Fraud
 
@@ -17,6 +17,7 @@ from keyside.tensorstore.resp import NOT_READY
 
 FLOOR, KEYSIDE = "floor (d): SET+GET, LPUSH+BLPOP", "Keyside, raw socket"
 CLIENTS = 32
+SLICES = 8
 
 
 class TwoWrites(RedisCaller):
@@ -79,17 +80,26 @@ class Bench:
         for i, answer in answers:
             assert answer[1] == self.fraud.transactions[i % REFERENCES], f"{name}: request {i}"
 
-    def one_client(self, name: str) -> None:
+    def one_by_one(self, name: str, meter: Meter) -> list[float]:
         """One request after the other."""
         caller = self.caller(name, blocking=True)
-        meter = self.meter()
         with closing([caller]):
-            latencies(caller.call, 100, 9_000_000)
+            latencies(caller.call, 50, 9_000_000)
             with meter:
-                seconds, answers = latencies(caller.call, self.requests)
+                seconds, answers = latencies(caller.call, self.requests // SLICES)
         self.check(name, answers)
-        self.book.note_latencies(name, seconds, "1 client: ")
-        meter.note(self.book, name, "1 client: ", len(answers))
+        return seconds
+
+    def one_client(self, number: int) -> None:
+        """Both in several turns: how the kernel places processes lasts as long as a connection."""
+        meters = {name: self.meter() for name in (FLOOR, KEYSIDE)}
+        seconds: dict[str, list[float]] = {name: [] for name in meters}
+        for n in range(SLICES):
+            for name in turns(list(meters), number + n):
+                seconds[name] += self.one_by_one(name, meters[name])
+        for name, meter in meters.items():
+            self.book.note_latencies(name, seconds[name], "1 client: ")
+            meter.note(self.book, name, "1 client: ", len(seconds[name]))
 
     def many_clients(self, name: str) -> None:
         """As many requests as they answer."""
@@ -114,8 +124,8 @@ def main() -> None:
     with served(options.server) as rig:
         bench = Bench(book, rig, options.scale)
         for number in range(options.rounds):
+            bench.one_client(number)
             for name in turns([FLOOR, KEYSIDE], number):
-                bench.one_client(name)
                 bench.many_clients(name)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     book.over("redis.cpu", KEYSIDE, FLOOR, "1 client: Redis CPU us")

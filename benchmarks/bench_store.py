@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from contenders import check, of_reply, predict
 from drivers import Load, RedisCaller, closing, offer, prepare
 from graphs import heavy
 from measure import Book, arguments, percentile
+from raw import check, of_reply, predict
 from rig import ROOT, Rig, served
 from scenario import REFERENCES, Fraud
 

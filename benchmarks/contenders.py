@@ -14,12 +14,11 @@ from drivers import NUMBER, Caller, Load, Prepared, RedisCaller, closing, latenc
 from measure import Meter
 from peers import Peer
 from peers.redisai_peer import RedisAIServer, dag, probabilities
+from raw import check, of_reply, predict
 from rig import ROOT, Rig
 from scenario import REFERENCES, Fraud, session_for
 
 import keyside
-from keyside.tensorstore import npy
-from keyside.tensorstore.records import decode_reply
 
 __all__ = [
     "CLIENTS",
@@ -32,14 +31,11 @@ __all__ = [
     "RawSocket",
     "RedisAI",
     "Relay",
-    "check",
-    "of_reply",
-    "predict",
 ]
 
 CLIENTS = 32
 FLYING = 1000
-WARM_UP = 100
+WARM_UP = 50
 WARM_UP_FROM = 9_000_000  # numbers of requests that are not measured
 
 Answers = list[tuple[int, Any]]
@@ -58,6 +54,11 @@ class Contender(abc.ABC):
     def __init__(self, url: str, fraud: Fraud) -> None:
         self.url = url
         self.fraud = fraud
+
+    @property
+    def stays(self) -> bool:
+        """Whether it may be up while others are measured."""
+        return True
 
     def arrive(self) -> None:  # noqa: B027  # most are up all the time
         """Come up."""
@@ -194,36 +195,6 @@ class RawSocket(Raw):
         return of_reply(answer)
 
 
-def predict(value: bytes, key: str = "", target: str = "fraud") -> list[list[Any]]:
-    """Return the commands of one request: with a value in hand, and with a key if there is one."""
-    ticket = b"ks:{0}:t:bench:" + NUMBER
-    keys, more = ([key], ["KEY", key]) if key else ([], [])
-    return [
-        ["FCALL", "AI_PREDICT", len(keys), *keys, target, "INPUTS", 1 + len(keys), "VALUE", value, *more,
-         "TICKET", ticket],
-        ["BLPOP", ticket, 10],
-    ]  # fmt: skip
-
-
-def check(answers: Answers, expected: Any, decode: Callable[[Any], Any], name: str = "") -> None:
-    """See that all answers are right; request i asks for row i modulo their number."""
-    got = np.array([np.ravel(decode(answer)) for _, answer in answers])
-    numbers = [i for i, _ in answers]
-    want = expected[np.array(numbers) % len(expected)].reshape(got.shape)
-    wrong = np.flatnonzero(~np.isclose(got, want, rtol=1e-3, atol=1e-4).all(axis=1))
-    assert not len(wrong), (
-        f"{name}: {len(wrong)} wrong answers, first request {numbers[wrong[0]]}: {got[wrong[0]]}, not {want[wrong[0]]}"
-    )
-
-
-def of_reply(answer: Any) -> Any:
-    """Return the one array in Keyside's reply to a request."""
-    assert answer is not None, "no answer"
-    value = next(iter(decode_reply(answer[1]).outputs.values()))
-    assert isinstance(value, bytes)
-    return npy.decode(value)
-
-
 class BlockingClient(Contender):
     """Keyside, by its blocking client."""
 
@@ -332,6 +303,11 @@ class HttpPeer(Driven):
         self.name = peer.name
         self._up = False
 
+    @property
+    def stays(self) -> bool:
+        """See `Contender.stays`."""
+        return self.peer.resident
+
     def arrive(self) -> None:
         """See `Contender.arrive`."""
         if not self._up:
@@ -340,7 +316,7 @@ class HttpPeer(Driven):
 
     def leave(self) -> None:
         """Go down, unless it may stay."""
-        if not self.peer.resident:
+        if not self.stays:
             self.end()
 
     def end(self) -> None:

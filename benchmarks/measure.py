@@ -46,6 +46,8 @@ def steal_ticks() -> tuple[int, int]:
 class Meter:
     """What a timed part costs; a context manager for that part alone, without connecting, warming up and checking.
 
+    Entered again, it adds up.
+
     Args:
         url: the server, for the PING before it.
         processes: pids by name; with their descendants. This process is counted as the client.
@@ -56,8 +58,8 @@ class Meter:
         self._processes = dict(processes or {})
         self._before: dict[str, float] = {}
         self._ticks = (0, 0)
-        self._ping = 0.0
-        self._steal = 0.0
+        self._pings: list[float] = []
+        self._stolen, self._all_ticks = 0, 0
         self._used: dict[str, float] = {}
 
     def _now(self) -> dict[str, float]:
@@ -66,7 +68,7 @@ class Meter:
 
     def __enter__(self) -> Self:
         gc.collect()  # what is left of the last phase, which is not this one's to pay for
-        self._ping = ping_us(self._url)
+        self._pings.append(ping_us(self._url))
         self._ticks = steal_ticks()
         self._before = self._now()
         return self
@@ -75,9 +77,11 @@ class Meter:
         # The client's own clock first: reading the others takes a millisecond of it.
         client = time.process_time()
         after = {**self._now(), "client": client}
-        self._used = {name: after[name] - before for name, before in self._before.items()}
-        stolen, ticks = (now - before for now, before in zip(steal_ticks(), self._ticks, strict=True))
-        self._steal = 100 * stolen / max(1, ticks)
+        for name, before in self._before.items():
+            self._used[name] = self._used.get(name, 0.0) + after[name] - before
+        stolen, ticks = steal_ticks()
+        self._stolen += stolen - self._ticks[0]
+        self._all_ticks += ticks - self._ticks[1]
 
     def note(self, book: "Book", contender: str, prefix: str = "", requests: int = 0) -> None:
         """Put into a book what it found.
@@ -91,8 +95,8 @@ class Meter:
         if requests:
             for name, seconds in self._used.items():
                 book.note(contender, f"{prefix}{name} CPU us", seconds / requests * 1e6)
-        book.note(contender, f"{prefix}PING us", self._ping)
-        book.note(contender, f"{prefix}steal %", self._steal)
+        book.note(contender, f"{prefix}PING us", statistics.median(self._pings))
+        book.note(contender, f"{prefix}steal %", 100 * self._stolen / max(1, self._all_ticks))
 
 
 def turns(items: Sequence[T], number: int) -> list[T]:
