@@ -24,10 +24,10 @@ type: $(VENV)/.stamp-dev  ## mypy, strict
 	$(PY) -m mypy
 	$(PY) -m mypy --explicit-package-bases $(wildcard tests examples benchmarks/*.py tools/*.py)
 
-bench: $(VENV)/.stamp-dev redis  ## all benchmarks, short (four minutes); figures in .cache/bench.json
+bench: $(VENV)/.stamp-dev redis  ## all benchmarks, short (two minutes); figures in .cache/bench.json
 	$(PY) benchmarks/run.py --output .cache/bench.json
 
-bench-full: $(VENV)/.stamp-dev redis  ## all in full, with all peers (25 minutes); benchmarks/results.json, docs/benchmarks
+bench-full: $(VENV)/.stamp-dev redis  ## all in full, with all peers (20 minutes): benchmarks/results.json, docs/benchmarks
 	$(PY) benchmarks/run.py --full
 
 plots: $(VENV)/.stamp-dev  ## the charts in docs/benchmarks once more, from benchmarks/results.json

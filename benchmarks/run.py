@@ -1,9 +1,10 @@
 """Runs all benchmarks, writes results.json, and prints the targets with what was measured.
 
-`run.py` is short (three to four minutes), with the HTTP peers that are installed among FastAPI and mosec.
+`run.py` is short (about two minutes), with the HTTP peers that are installed among FastAPI and mosec.
 
-`run.py --full` takes what the targets ask for, five rounds of each, in about 25 minutes on two cores besides the first
-installation of the peers, and draws the charts in docs/benchmarks/:
+`run.py --full` takes what the targets ask for, five rounds of each, in about 20 minutes on two cores besides the first
+installation of the peers, and draws the charts in docs/benchmarks/. The table of targets is printed last, and lies
+beside results.json as results.md. Sizes:
 
 - fraud: 2,000 requests of one client and 3 s of load for each contender; all HTTP peers; Redis and the bundled Valkey
 - concurrency: 0.8 s for each of 1 to 64 clients
@@ -78,6 +79,22 @@ def table(documents: dict[str, dict[str, Any]]) -> str:
     return summary(rows)
 
 
+def report(documents: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
+    """Return the table of targets as Markdown, with what the figures depend on."""
+    machines = [document["machine"] for document in documents.values() if "machine" in document]
+    lines = ["# All targets", ""]
+    if machines:
+        machine = machines[0]
+        versions = (f"{name} {machine[name]}" for name in ("python", "redis-py", "hiredis", "numpy", "onnxruntime"))
+        lines += [f"{machine['cpu']}, {machine['cores']} cores for everything, Linux {machine['kernel']};"]
+        lines += [f"{machine['server']}; {', '.join(versions)}.", ""]
+    kind = "Full" if options.full else "Short"
+    lines += [f"{kind} run; median [least-most] of rounds, in bold what misses its target.", "", table(documents)]
+    if not options.full:
+        lines += ["", "A short run stores and sends less than the names say; each benchmark tells how much above."]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none: all")
@@ -97,11 +114,9 @@ def main() -> int:
     options.output.write_text(json.dumps(found, indent=1) + "\n")
     if options.full:
         plots.draw(found, plots.CHARTS)
-    kind = "Full" if options.full else "Short"
-    print(f"\n# All targets\n\n{kind} run on {options.server}; median [least-most] of rounds.\n")
-    print(table(found))
-    if not options.full:
-        print("\nA short run stores and sends less than the names say; each benchmark tells how much above.")
+    text = report(found, options)
+    options.output.with_suffix(".md").write_text(text)
+    print(f"\n{text}")
     failed = [name for name, document in found.items() if "failed" in document]
     if failed:
         print(f"\nFailed: {', '.join(failed)}")
