@@ -1,7 +1,8 @@
 """How do throughput and latency grow with the number of clients?
 
 The fraud scenario with 1 to 64 clients, each with one request in flight: floor (a), a bare relay through Redis lists;
-Keyside by raw sockets; and those of the HTTP peers FastAPI and mosec that are installed. All take turns at each number.
+Keyside by raw sockets; and those of the HTTP peers FastAPI and mosec, with and without batching, that are installed.
+All take turns at each number.
 """
 
 import contextlib

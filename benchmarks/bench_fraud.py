@@ -34,7 +34,7 @@ from peers import PEERS, Absent
 from processes import cpu_seconds
 from rig import Rig, served
 
-USUAL = ("fastapi", "mosec")
+USUAL = ("fastapi", "mosec", "mosec-batch")
 ONE, LOAD = "1 client: ", "load: "
 VALKEY = " (Valkey)"
 
@@ -220,6 +220,9 @@ class Bench:
         book.over("fraud.rate_peer", raw, most, rate)
         book.over("fraud.async_peer", flying, most, rate)
         book.remark(f"The best HTTP peer by p50 is {quickest}, by throughput {most}.")
+        for peer in peers:
+            self._tell(f"{client}: p50 over that of {peer}", client, peer, p50)
+            self._tell(f"{raw}: throughput over that of {peer}", raw, peer, rate)
         fastapi = PEERS["fastapi"].name
         if fastapi in peers:
             cost = book.of(raw, f"{LOAD}Redis CPU us").plus(book.of(raw, f"{LOAD}server CPU us"))

@@ -84,6 +84,7 @@ class Bench:
         """One request after the other."""
         caller = self.caller(name, blocking=True)
         with closing([caller]):
+            meter.probe()
             latencies(caller.call, 50, 9_000_000)
             with meter:
                 seconds, answers = latencies(caller.call, self.requests // SLICES)

@@ -111,6 +111,7 @@ class Driven(Contender):
         """See `Contender.together`."""
         callers = self.callers(clients)
         with closing(callers):
+            meter.probe()
             saturate(callers, seconds / 8, WARM_UP_FROM)
             with meter:
                 return saturate(callers, seconds)
@@ -234,6 +235,7 @@ class AsyncClient(BlockingClient):
         took: list[float] = []
         answers: Answers = []
         async with keyside.AsyncClient(self.url) as client:
+            meter.probe()
             for i in range(WARM_UP):
                 await client.predict("fraud", self.inputs[i])
             with no_collector(), meter:
@@ -377,6 +379,7 @@ class RedisAI(Driven):
 
 
 def _measured(one: Callable[[int], Any], count: int, meter: Meter) -> tuple[list[float], Answers]:
+    meter.probe()
     latencies(one, WARM_UP, WARM_UP_FROM)
     with meter:
         return latencies(one, count)

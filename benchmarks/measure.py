@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 from drivers import RedisCaller, latencies, prepare
-from processes import cpu_seconds
+from processes import cpu_seconds, tree
 from targets import TARGETS
 
 __all__ = ["Book", "Figures", "Meter", "arguments", "interleaved", "percentile", "ping_us", "summary", "turns"]
@@ -59,24 +59,32 @@ class Meter:
         self._before: dict[str, float] = {}
         self._ticks = (0, 0)
         self._pings: list[float] = []
+        self._known: dict[str, list[int]] = {}
+        self._is_probed = False
         self._stolen, self._all_ticks = 0, 0
         self._used: dict[str, float] = {}
 
-    def _now(self) -> dict[str, float]:
-        found = {name: cpu_seconds(pid) for name, pid in self._processes.items()}
-        return {**found, "client": time.process_time()}
-
-    def __enter__(self) -> Self:
+    def probe(self) -> None:
+        """Do what would disturb the timed part: best before warming up; else it is done just before that part."""
         gc.collect()  # what is left of the last phase, which is not this one's to pay for
         self._pings.append(ping_us(self._url))
+        self._known = {name: tree(pid) for name, pid in self._processes.items()}
+        self._is_probed = True
+
+    def __enter__(self) -> Self:
+        if not self._is_probed:
+            self.probe()
+        self._is_probed = False
         self._ticks = steal_ticks()
-        self._before = self._now()
+        self._before = {name: cpu_seconds(pid, self._known[name]) for name, pid in self._processes.items()}
+        self._before["client"] = time.process_time()
         return self
 
     def __exit__(self, *_: object) -> None:
         # The client's own clock first: reading the others takes a millisecond of it.
         client = time.process_time()
-        after = {**self._now(), "client": client}
+        after = {name: cpu_seconds(pid) for name, pid in self._processes.items()}
+        after["client"] = client
         for name, before in self._before.items():
             self._used[name] = self._used.get(name, 0.0) + after[name] - before
         stolen, ticks = steal_ticks()

@@ -26,6 +26,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "floor (c)": ("#888888", "2 3"),
     "RedisAI": ("#d55e00", ""),
     "FastAPI": ("#009e73", ""),
+    "mosec, batching": ("#e69f00", "7 3"),
     "mosec": ("#e69f00", ""),
     "Flask": ("#cc79a7", ""),
     "MLServer": ("#8c6d31", "7 3"),

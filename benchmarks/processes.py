@@ -30,10 +30,15 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process and its descendants have used, those included that have ended."""
+def cpu_seconds(pid: int, known: Sequence[int] | None = None) -> float:
+    """Return the CPU time that a process and its descendants have used, those included that have ended.
+
+    Args:
+        pid: the process.
+        known: what `tree` says of it, where looking again would disturb what is measured.
+    """
     total = 0.0
-    for one in tree(pid):
+    for one in tree(pid) if known is None else known:
         with contextlib.suppress(OSError):
             # The process's own clock, as clock_getcpuclockid(3) has it: /proc counts ticks of 10 ms, too coarse for
             # what one client costs. Of children that have ended, /proc alone knows.

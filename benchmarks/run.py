@@ -1,6 +1,6 @@
 """Runs all benchmarks, writes results.json, and prints the targets with what was measured.
 
-`run.py` is short (about two minutes), with the HTTP peers that are installed among FastAPI and mosec.
+`run.py` is short (about two minutes), with those of the HTTP peers FastAPI and mosec that are installed.
 
 `run.py --full` takes what the targets ask for, five rounds of each, in about 20 minutes on two cores besides the first
 installation of the peers, and draws the charts in docs/benchmarks/. The table of targets is printed last, and lies
