@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 INPUTS := pyproject.toml constraints.txt tools/bootstrap.sh
 export PYTHONPATH =
 
-.PHONY: help demo test lint type bench bench-full fuzz clean redis
+.PHONY: help demo test lint type bench bench-full plots fuzz clean redis
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,11 +24,14 @@ type: $(VENV)/.stamp-dev  ## mypy, strict
 	$(PY) -m mypy
 	$(PY) -m mypy --explicit-package-bases $(wildcard tests examples benchmarks/*.py tools/*.py)
 
-bench: $(VENV)/.stamp-dev redis  ## all benchmarks, short (three minutes); figures in .cache/bench.json
+bench: $(VENV)/.stamp-dev redis  ## all benchmarks, short (two minutes); figures in .cache/bench.json
 	$(PY) benchmarks/run.py --output .cache/bench.json
 
-bench-full: $(VENV)/.stamp-dev redis  ## all benchmarks in full, with all HTTP peers; figures in benchmarks/results.json
+bench-full: $(VENV)/.stamp-dev redis  ## all in full, with all peers (20 minutes): benchmarks/results.json, docs/benchmarks
 	$(PY) benchmarks/run.py --full
+
+plots: $(VENV)/.stamp-dev  ## the charts in docs/benchmarks once more, from benchmarks/results.json
+	$(PY) benchmarks/plots.py
 
 fuzz: $(VENV)/.stamp-dev redis  ## the property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m hypothesis -o timeout=0

@@ -7,15 +7,12 @@ other keys. Each has a server and an executor of its own, and they take turns.
 import contextlib
 import sys
 import time
-from typing import Any
 
-import numpy as np
-from contenders import of_reply, predict
-from drivers import RedisCaller, latencies, saturate
+from drivers import RedisCaller, closing, latencies, prepare, saturate
 from graphs import tiny
-from measure import Book, arguments, turns
-from processes import cpu_seconds
-from rig import Rig, connected, served, store
+from measure import Book, Meter, arguments, turns
+from raw import check, of_reply, predict
+from rig import Rig, served
 from scenario import REFERENCES, Fraud
 
 CLIENTS = 8
@@ -32,12 +29,10 @@ class Flat:
     def __init__(self, name: str, rig: Rig, models: int, keys: int) -> None:
         self.name = name
         self.rig = rig
-        self.fraud = Fraud()
-        for i, reference in enumerate(self.fraud.references):
-            rig.db.set(Fraud.key(i), reference)
+        self.fraud = rig.load_fraud()
+        self.prepared = prepare(lambda n: predict(self.fraud.transactions[n], Fraud.key(n)), REFERENCES)
         if keys:
             rig.db.execute_command("DEBUG", "POPULATE", keys, "other", 100)  # type: ignore[no-untyped-call]
-        store(rig.db, "fraud", self.fraud.model)
         self._store_others(models - 1)
 
     def _store_others(self, count: int) -> None:
@@ -60,36 +55,28 @@ class Flat:
             if left:
                 time.sleep(0.05)
 
-    def request(self, i: int) -> list[list[Any]]:
-        """Return a request of the fraud scenario."""
-        n = i % REFERENCES
-        return predict(self.fraud.transactions[n], Fraud.key(n), i)
-
     def run(self, book: Book, scale: float) -> None:
         """Measure once."""
         rig, name = self.rig, self.name
-        wire = connected(rig.url)
-        latencies(lambda i: wire.call_many(self.request(i))[-1], 100, 9_000_000)
-        with book.probed(name, rig.url):
-            seconds, _ = latencies(lambda i: wire.call_many(self.request(i))[-1], max(200, int(2000 * scale)))
-        wire.close()
+        caller = RedisCaller(rig.url, self.prepared, blocking=True)
+        with closing([caller]):
+            latencies(caller.call, 100, 9_000_000)
+            with book.probed(name, rig.url, "1 client: "):
+                seconds, _ = latencies(caller.call, max(200, int(2000 * scale)))
         book.note_latencies(name, seconds, "1 client: ")
-        callers = [RedisCaller(rig.url, self.request) for _ in range(CLIENTS)]
+        callers = [RedisCaller(rig.url, self.prepared) for _ in range(CLIENTS)]
         duration = max(0.3, 3 * scale)
-        saturate(callers, duration / 8)
-        redis, executor = rig.redis_cpu(), cpu_seconds(rig.executor.pid)
-        load = saturate(callers, duration)
-        redis, executor = rig.redis_cpu() - redis, cpu_seconds(rig.executor.pid) - executor
-        for caller in callers:
-            caller.close()
-        for i, answer in load.answers:
-            want = self.fraud.expected[i % REFERENCES]
-            assert np.allclose(of_reply(answer)[0], want, rtol=1e-4, atol=1e-5), f"{name}: request {i}"
-        count = len(load.answers)
-        book.note(name, f"{CLIENTS} clients: /s", load.rate)
-        book.note(name, "Redis CPU us", redis / count * 1e6)
-        book.note(name, "executor CPU us", executor / count * 1e6)
-        book.note(name, "CPU us", (redis + executor) / count * 1e6)
+        meter = Meter(rig.url, {"Redis": rig.server.pid, "executor": rig.executor.pid})
+        with closing(callers):
+            saturate(callers, duration / 8, 9_000_000)
+            with meter:
+                load = saturate(callers, duration)
+        check(load.answers, self.fraud.expected, of_reply, name)
+        prefix = f"{CLIENTS} clients: "
+        book.note(name, f"{prefix}/s", load.rate)
+        meter.note(book, name, prefix, len(load.answers))
+        both = (book.of(name, f"{prefix}{process} CPU us").values[-1] for process in ("Redis", "executor"))
+        book.note(name, f"{prefix}Redis + executor CPU us", sum(both))
 
 
 def main() -> None:
@@ -110,7 +97,7 @@ def main() -> None:
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     names = list(stored)
     for target, name in zip(("flat.100_models", "flat.10000_models", "flat.1M_keys"), names[1:], strict=True):
-        book.over(target, name, names[0], "CPU us")
+        book.over(target, name, names[0], f"{CLIENTS} clients: Redis + executor CPU us")
         p50 = book.of(name, "1 client: p50 us").ratio(book.of(names[0], "1 client: p50 us"))
         book.remark(f"{name}: p50 of one client over that with 1 model: {p50.text()}")
     book.end()

@@ -1,24 +1,54 @@
 """How fast is a prediction on the fraud scenario: next to what Redis and onnxruntime allow, and next to other servers?
 
 All contenders take turns in every round: floor (a), a bare relay through Redis lists; Keyside by a raw socket, by
-`Client.predict` and by `AsyncClient`; onnxruntime in this process; HTTP model servers (peers/), whose client GETs the
-reference from Redis and then POSTs both tensors as raw bytes. First one client, then 32. Every answer is checked after
-the timed part.
+`Client.predict` and by `AsyncClient`, on Debian's Redis and with --valkey on the bundled Valkey, each with an executor
+of its own; onnxruntime in this process; HTTP model servers (peers/), whose client GETs the reference from Redis and
+then POSTs both tensors as raw bytes; and RedisAI, given its module. First one client, then 32. The CPU of each process
+counts the timed part alone. Every answer is checked after it.
 """
 
 import argparse
-import subprocess
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
-from contenders import CLIENTS, FLYING, AsyncClient, BlockingClient, Contender, HttpPeer, InProcess, RawSocket, Relay
-from measure import Book, Figures, arguments, percentile, turns
+from contenders import (
+    CLIENTS,
+    FLYING,
+    AsyncClient,
+    BlockingClient,
+    Contender,
+    HttpPeer,
+    InProcess,
+    RawSocket,
+    RedisAI,
+    Relay,
+)
+from measure import Book, Figures, Meter, arguments, percentile, turns
 from peers import PEERS, Absent
-from rig import ROOT, Rig, served, store
-from scenario import Fraud
+from processes import cpu_seconds
+from rig import Rig, served
 
-USUAL = ("fastapi", "mosec")
-RATE = "load: /s"
+USUAL = ("fastapi", "mosec", "mosec-batch")
+ONE, LOAD = "1 client: ", "load: "
+VALKEY = " (Valkey)"
+
+
+class OneClient(NamedTuple):
+    """What one client brings in a round.
+
+    Attributes:
+        meter: of the processes.
+        seconds: of all turns.
+    """
+
+    meter: Meter
+    seconds: list[float]
 
 
 class Bench:
@@ -33,124 +63,174 @@ class Bench:
     def __init__(self, book: Book, rig: Rig, scale: float) -> None:
         self.book = book
         self.rig = rig
-        self.fraud = Fraud()
         self.requests = max(100, int(2000 * scale))
-        self.seconds = max(0.2, 4.0 * scale)
-        self.relay = subprocess.Popen([sys.executable, str(ROOT / "benchmarks/relay.py"), rig.url])
-        for i, reference in enumerate(self.fraud.references):
-            rig.db.set(Fraud.key(i), reference)
-        store(rig.db, "fraud", self.fraud.model)
-        while not rig.db.exists("relay:ready"):
-            assert self.relay.poll() is None, "the relay has ended"
-            time.sleep(0.01)
-        url, fraud = rig.url, self.fraud
+        self.slices = min(8, self.requests // 50)
+        self.seconds = max(0.2, 3.0 * scale)
+        self.one: dict[str, OneClient] = {}
+        self.fraud = rig.load_fraud()
         self.contenders: list[Contender] = [
-            Relay(url, fraud, self.relay.pid),
-            RawSocket(url, fraud, rig.executor.pid),
-            BlockingClient(url, fraud),
-            AsyncClient(url, fraud, rig.executor.pid),
-            InProcess(url, fraud),
+            Relay(rig, self.fraud),
+            RawSocket(rig, self.fraud),
+            BlockingClient(rig, self.fraud),
+            AsyncClient(rig, self.fraud),
+            InProcess(rig.url, self.fraud),
         ]
         self.book.remark(
-            f"Load: {CLIENTS} clients; AsyncClient: {FLYING:,} requests in flight. CPU: of each request then"
+            f"{self.requests:,} requests of one client in {self.slices} turns; load: {CLIENTS} clients, AsyncClient: "
+            f"{FLYING:,} requests in flight, for {self.seconds:g} s. CPU: microseconds per request; "
+            "'server' is what runs the model."
         )
+
+    def add_valkey(self, rig: Rig) -> None:
+        """Let another server with an executor take part; it has nothing to do outside its turns."""
+        fraud = rig.load_fraud()
+        self.contenders += [contender(rig, fraud, VALKEY) for contender in (Relay, RawSocket, BlockingClient)]
+        self._tell_idle("The bundled Valkey and its executor", rig.server.pid, rig.executor.pid)
+
+    def _tell_idle(self, what: str, *pids: int) -> None:
+        before = sum(map(cpu_seconds, pids))
+        time.sleep(1.0)
+        self.book.remark(f"{what}: {sum(map(cpu_seconds, pids)) - before:.2f} cores while idle")
+
+    def invite_redisai(self, module: str | None) -> None:
+        """Start RedisAI, or say why it is absent."""
+        contender = RedisAI(self.fraud, module)
+        try:
+            contender.arrive()
+            self.contenders.append(contender)
+            self._tell_idle(contender.told, *contender.processes().values())
+        except Absent as error:
+            contender.end()
+            self.book.remark(f"{contender.name}: absent: {error}")
 
     def invite(self, keys: list[str], *, install: bool) -> None:
         """Start peers, and say which are absent, and why."""
         for key in keys:
             peer = PEERS[key]()
+            contender = HttpPeer(self.rig, self.fraud, peer)
             try:
                 if not install and not peer.installed:
                     raise Absent("not installed: `make bench-full`, or --peers, does that")
                 peer.make_venv()
-                contender = HttpPeer(self.rig.url, self.fraud, peer)
                 contender.arrive()
                 self.contenders.append(contender)
-                before = peer.cpu_seconds()
-                time.sleep(1.0)
-                idle = f"{peer.cpu_seconds() - before:.2f} cores while idle"
-                self.book.remark(f"{peer.name}: {peer.version}; {peer.settings}; {idle}")
+                self._tell_idle(f"{peer.name}: {peer.version}; {peer.settings}", peer.pid)
                 contender.leave()
             except Absent as error:
-                peer.stop()
+                contender.end()
                 self.book.remark(f"{peer.name}: absent: {error}")
 
     def round(self, number: int) -> None:
         """Let every contender run once."""
         for contender in self.contenders:
             self.book.figures.setdefault(contender.name, {})  # the order of the table
+            if contender.stays:
+                self.renew(contender)
+        for n in range(self.slices):
+            for contender in turns([one for one in self.contenders if one.stays], number + n):
+                self.attempt(contender, number, contender.arrive, partial(self.one_by_one, contender))
         for contender in turns(self.contenders, number):
-            try:
-                contender.arrive()
-                self.one_by_one(contender)
-                self.together(contender)
-                contender.leave()
-            except (Absent, AssertionError, OSError) as error:
-                if not isinstance(contender, HttpPeer):
-                    raise
-                contender.end()
-                self.contenders.remove(contender)
-                self.book.figures.pop(contender.name, None)
-                self.book.remark(f"{contender.name}: absent: it failed in round {number + 1}: {error}")
+            if not contender.stays:
+                steps = [partial(self.one_by_one, contender)] * self.slices
+                self.attempt(contender, number, contender.arrive, partial(self.renew, contender), *steps)
+            self.attempt(
+                contender, number, partial(self.conclude, contender), partial(self.together, contender), contender.leave
+            )
+
+    def renew(self, contender: Contender) -> None:
+        """Begin the figures of one client, of the processes that are there now."""
+        self.one[contender.name] = OneClient(contender.meter(), [])
+
+    def attempt(self, contender: Contender, number: int, *steps: Callable[[], None]) -> None:
+        """Take steps with a contender; drop another server, with its figures, when one fails."""
+        if contender not in self.contenders:
+            return
+        try:
+            for step in steps:
+                step()
+        except (Absent, AssertionError, OSError) as error:
+            if not isinstance(contender, HttpPeer | RedisAI):
+                raise
+            contender.end()
+            self.contenders.remove(contender)
+            self.book.drop(contender.name)
+            self.book.remark(f"{contender.name}: absent: it failed in round {number + 1}: {error}")
 
     def one_by_one(self, contender: Contender) -> None:
-        """One client."""
-        book, name = self.book, contender.name
-        with book.probed(name, self.rig.url):
-            found = contender.one_by_one(self.requests)
+        """One client, over a connection of its own; a turn of several.
+
+        How the kernel places the processes on the cores decides half of the latency, and lasts as long as a connection.
+        """
+        one = self.one[contender.name]
+        found = contender.one_by_one(self.requests // self.slices, one.meter)
         if found is not None:
             contender.check(found[1])
-            book.note_latencies(name, found[0])
+            one.seconds.extend(found[0])
+
+    def conclude(self, contender: Contender) -> None:
+        """Note what came of one client."""
+        meter, seconds = self.one[contender.name]
+        if seconds:
+            self.book.note_latencies(contender.name, seconds, ONE)
+            self.book.note_distribution(contender.name, seconds)
+            meter.note(self.book, contender.name, ONE, len(seconds))
 
     def together(self, contender: Contender) -> None:
         """Many requests in flight."""
         book, name = self.book, contender.name
-        contender.together(self.seconds / 8)
-        redis, server, client = self.rig.redis_cpu(), contender.cpu_seconds(), time.process_time()
-        load = contender.together(self.seconds)
+        meter = contender.meter()
+        load = contender.together(self.seconds, meter)
         if load is None:
             return
-        client = time.process_time() - client
-        server = contender.cpu_seconds() - server
-        redis = self.rig.redis_cpu() - redis
         contender.check(load.answers)
-        count = len(load.answers)
-        book.note(name, RATE, load.rate)
-        book.note(name, "load: p50 ms", percentile(load.seconds, 50) * 1e3)
-        book.note(name, "load: p99 ms", percentile(load.seconds, 99) * 1e3)
-        book.note(name, "Redis CPU us", redis / count * 1e6)
-        book.note(name, "server CPU us", server / count * 1e6)
-        book.note(name, "client CPU us", client / count * 1e6)
+        book.note(name, f"{LOAD}/s", load.rate)
+        book.note(name, f"{LOAD}p50 ms", percentile(load.seconds, 50) * 1e3)
+        book.note(name, f"{LOAD}p99 ms", percentile(load.seconds, 99) * 1e3)
+        meter.note(book, name, LOAD, len(load.answers))
         if isinstance(contender, HttpPeer):
-            book.note(name, "memory MB", contender.peer.rss_mb())
+            book.note(name, f"{LOAD}memory MB", contender.peer.rss_mb())
 
     def end(self) -> None:
         """Stop what was started."""
         for contender in self.contenders:
-            if isinstance(contender, HttpPeer):
-                contender.end()
-        self.relay.terminate()
-        self.relay.wait(10)
+            contender.end()
 
     def judge(self) -> None:
         """Set the ratios beside their targets."""
         book = self.book
-        raw, client, flying = RawSocket.name, BlockingClient.name, AsyncClient.name
-        book.over("fraud.raw_p50", raw, Relay.name, "p50 us")
-        book.over("fraud.client_p50", client, Relay.name, "p50 us")
+        floor, raw, client, flying = (one.title for one in (Relay, RawSocket, BlockingClient, AsyncClient))
+        p50, rate = f"{ONE}p50 us", f"{LOAD}/s"
+        book.over("fraud.raw_p50", raw, floor, p50)
+        book.over("fraud.client_p50", client, floor, p50)
+        self._tell(f"{raw}: throughput over floor (a)", raw, floor, rate)
+        self._tell(f"{flying}: throughput over floor (a)", flying, floor, rate)
+        if book.has(raw + VALKEY, rate):
+            self._tell("On Valkey, raw socket: p50 over that of its floor (a)", raw + VALKEY, floor + VALKEY, p50)
+            self._tell("On Valkey, Client.predict: p50 over that on Redis", client + VALKEY, client, p50)
+            self._tell("On Valkey, raw socket: throughput over that on Redis", raw + VALKEY, raw, rate)
+        if book.has(RedisAI.name, rate):
+            self._tell(f"{raw}: p50 over RedisAI's", raw, RedisAI.name, p50)
+            self._tell(f"{raw}: throughput over RedisAI's", raw, RedisAI.name, rate)
         peers = [contender.name for contender in self.contenders if isinstance(contender, HttpPeer)]
         if not peers:
             return
-        quickest = min(peers, key=lambda name: book.of(name, "p50 us").median)
-        most = max(peers, key=lambda name: book.of(name, RATE).median)
-        book.over("fraud.client_p50_peer", client, quickest, "p50 us")
-        book.over("fraud.rate_peer", raw, most, RATE)
-        book.over("fraud.async_peer", flying, most, RATE)
+        quickest = min(peers, key=lambda name: book.of(name, p50).median)
+        most = max(peers, key=lambda name: book.of(name, rate).median)
+        book.over("fraud.client_p50_peer", client, quickest, p50)
+        book.over("fraud.rate_peer", raw, most, rate)
+        book.over("fraud.async_peer", flying, most, rate)
         book.remark(f"The best HTTP peer by p50 is {quickest}, by throughput {most}.")
+        for peer in peers:
+            self._tell(f"{client}: p50 over that of {peer}", client, peer, p50)
+            self._tell(f"{raw}: throughput over that of {peer}", raw, peer, rate)
         fastapi = PEERS["fastapi"].name
         if fastapi in peers:
-            cost = book.of(raw, "Redis CPU us").plus(book.of(raw, "server CPU us"))
-            book.judge("fraud.cpu_fastapi", cost.ratio(book.of(fastapi, "server CPU us")))
+            cost = book.of(raw, f"{LOAD}Redis CPU us").plus(book.of(raw, f"{LOAD}server CPU us"))
+            book.judge("fraud.cpu_fastapi", cost.ratio(book.of(fastapi, f"{LOAD}server CPU us")))
+
+    def _tell(self, what: str, above: str, below: str, quantity: str) -> None:
+        ratio: Figures = self.book.of(above, quantity).ratio(self.book.of(below, quantity))
+        self.book.remark(f"{what}: {ratio.text()}")
 
 
 def chosen(text: str | None) -> list[str]:
@@ -164,28 +244,38 @@ def chosen(text: str | None) -> list[str]:
     return keys
 
 
-def main() -> None:
-    parser = arguments(__doc__)
+def add_peers(parser: argparse.ArgumentParser) -> None:
+    """Add --peers."""
     parser.add_argument(
         "--peers", metavar="NAMES", help=f"of {','.join(PEERS)}; or all, or none; installed on first use. Without this "
         f"option: those of {','.join(USUAL)} that are installed",
     )  # fmt: skip
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    add_peers(parser)
+    parser.add_argument("--valkey", action="store_true", help="besides, the same on the bundled Valkey")
+    parser.add_argument(
+        "--redisai-module", type=Path, metavar="FILE", default=os.environ.get("KEYSIDE_REDISAI_MODULE"),
+        help="redisai.so, with its ONNX backend beside it; else KEYSIDE_REDISAI_MODULE",
+    )  # fmt: skip
     options = parser.parse_args()
     keys = chosen(options.peers)
     book = Book("Fraud scenario", options)
-    with served(options.server) as rig:
-        bench = Bench(book, rig, options.scale)
-        try:
-            bench.invite(keys, install=options.peers is not None)
-            for number in range(options.rounds):
-                bench.round(number)
-                print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-            bench.judge()
-        finally:
-            bench.end()
-    for name in (RawSocket.name, AsyncClient.name):
-        ratio: Figures = book.of(name, RATE).ratio(book.of(Relay.name, RATE))
-        book.remark(f"{name}: throughput over floor (a): {ratio.text()}")
+    with contextlib.ExitStack() as stack:
+        servers = [options.server, "valkey"] if options.valkey and options.server != "valkey" else [options.server]
+        rigs = [stack.enter_context(served(server)) for server in servers]
+        bench = Bench(book, rigs[0], options.scale)
+        stack.callback(bench.end)
+        for rig in rigs[1:]:
+            bench.add_valkey(rig)
+        bench.invite_redisai(options.redisai_module)
+        bench.invite(keys, install=options.peers is not None)
+        for number in range(options.rounds):
+            bench.round(number)
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        bench.judge()
     book.end()
 
 

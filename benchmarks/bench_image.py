@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from drivers import latencies
 from graphs import image
-from measure import Book, arguments, turns
+from measure import Book, Meter, arguments, interleaved
+from raw import check
 from rig import served, upload
 from scenario import session_for
 
@@ -30,7 +30,7 @@ def main() -> None:
     images = np.random.default_rng(12).random((IMAGES, 1, 3, 224, 224), dtype=np.float32)
     blob = image()
     session = session_for(blob)
-    expected = [session.run(None, {"x": one})[0] for one in images]
+    expected = np.array([session.run(None, {"x": one})[0] for one in images])
     count = max(5, int(60 * options.scale))
     with served(options.server) as rig, keyside.Client(rig.url) as client:
         upload(rig.url, "image", blob)
@@ -42,13 +42,12 @@ def main() -> None:
             KEY: lambda i: client.predict("image", keyside.Key(f"image:{i % IMAGES}")),
         }
         for number in range(options.rounds):
-            for name in turns(list(contenders), number):
-                latencies(contenders[name], 3)
-                with book.probed(name, rig.url):
-                    seconds, answers = latencies(contenders[name], count)
-                for i, answer in answers:
-                    assert np.allclose(answer, expected[i % IMAGES], rtol=1e-3, atol=1e-4), f"{name}: request {i}"
+            with Meter(rig.url) as meter:
+                found = interleaved(contenders, count, number, slices=min(6, count))
+            for name, (seconds, answers) in found.items():
+                check(answers, expected, np.ravel, name)
                 book.note_latencies(name, seconds)
+                meter.note(book, name)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     book.over("image.p50", HAND, FLOOR, "p50 us")
     book.remark(f"From a key: {book.of(KEY, 'p50 us').ratio(book.of(FLOOR, 'p50 us')).text()} of floor (c)")

@@ -11,11 +11,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from graphs import dense
 from measure import Book, arguments, turns
 from numpy.typing import NDArray
 from rig import served, upload
-from scenario import Fraud, session_for
+from scenario import Fraud, dense_of, session_for
 
 import keyside
 
@@ -57,8 +56,10 @@ def main() -> None:
     def rows(width: int) -> NDArray[np.float32]:
         return rng.standard_normal((count, width), dtype=np.float32)
 
+    blob, told = dense_of(1.0)
+    book.remark(told)
     cases = [
-        Case("dense", dense(), {"x": rows(256)}),
+        Case("dense", blob, {"x": rows(256)}),
         Case("fraud", Fraud().model, {"transaction": rows(30), "reference": rows(256)}),
     ]
     with served(options.server) as rig, keyside.Client(rig.url) as client:

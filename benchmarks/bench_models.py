@@ -9,14 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from contenders import of_reply
-from drivers import latencies
+from drivers import RedisCaller, closing, latencies, prepare
 from graphs import heavy
 from measure import Book, arguments, turns
-from rig import ROOT, Rig, connected, served, store
+from raw import check, of_reply, predict
+from rig import ROOT, Rig, served, store
 
 import keyside
 from keyside.tensorstore import npy
@@ -35,8 +34,9 @@ class Hits:
         share = max(0.1, min(1.0, scale))
         self.models, self.room, self.hot = (max(2, int(number * share)) for number in (MODELS, ROOM, HOT))
         self.requests = max(200, int(4000 * scale))
-        self.value = npy.to_bytes(np.ones((1, 1), np.float32))
-        self.expected: list[float] = []
+        value = npy.to_bytes(np.ones((1, 1), np.float32))
+        self.prepared = prepare(lambda n: predict(value, target=f"model:{n}"), self.hot)
+        self.expected = np.empty(0)
 
     @staticmethod
     def budget(scale: float) -> int:
@@ -48,29 +48,18 @@ class Hits:
         """Store all models."""
         for n in range(self.models):
             store(self.rig.db, f"model:{n}", heavy(MODEL_BYTES, n))
-        wire = connected(self.rig.url)
-        for n in range(self.hot):
-            self.expected.append(float(of_reply(wire.call_many(self.request(n))[-1])[0, 0]))
-        wire.close()
-
-    def request(self, i: int) -> list[list[Any]]:
-        """Return a request for one of the hot models."""
-        ticket = f"ks:{{0}}:t:bench:{i}"
-        target = f"model:{i % self.hot}"
-        return [
-            ["FCALL", "AI_PREDICT", 0, target, "INPUTS", 1, "VALUE", self.value, "TICKET", ticket],
-            ["BLPOP", ticket, 10],
-        ]
+        caller = RedisCaller(self.rig.url, self.prepared, blocking=True)
+        with closing([caller]):
+            self.expected = np.array([of_reply(caller.call(n))[0, 0] for n in range(self.hot)])
 
     def ask(self, name: str) -> None:
         """Go through the hot models."""
-        wire = connected(self.rig.url)
-        latencies(lambda i: wire.call_many(self.request(i))[-1], 2 * self.hot)
-        with self.book.probed(name, self.rig.url):
-            seconds, answers = latencies(lambda i: wire.call_many(self.request(i))[-1], self.requests)
-        wire.close()
-        for i, answer in answers:
-            assert np.isclose(of_reply(answer)[0, 0], self.expected[i % self.hot], rtol=1e-4), f"request {i}"
+        caller = RedisCaller(self.rig.url, self.prepared, blocking=True)
+        with closing([caller]):
+            latencies(caller.call, 2 * self.hot, 9_000_000)
+            with self.book.probed(name, self.rig.url):
+                seconds, answers = latencies(caller.call, self.requests)
+        check(answers, self.expected, of_reply, name)
         self.book.note_latencies(name, seconds)
 
     def round(self, number: int) -> None:

@@ -5,46 +5,45 @@ clients, where an executor takes several requests at a time.
 """
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from contenders import of_reply, predict
-from drivers import RedisCaller, latencies, saturate
-from measure import Book, arguments, turns
-from rig import Rig, connected, served, store
+from drivers import NUMBER, Prepared, RedisCaller, closing, latencies, prepare, saturate
+from measure import Book, Meter, arguments, turns
+from raw import check, of_reply, predict
+from rig import Rig, served
 from scenario import REFERENCES, Fraud
 
-from keyside.executor.wire import Wire
 from keyside.tensorstore.resp import NOT_READY
 
 FLOOR, KEYSIDE = "floor (d): SET+GET, LPUSH+BLPOP", "Keyside, raw socket"
 CLIENTS = 32
-
-Commands = list[list[Any]]
+SLICES = 8
 
 
 class TwoWrites(RedisCaller):
     """Sends the second write when the first is answered."""
 
-    def __init__(self, url: str, writes: Callable[[int], tuple[Commands, Commands]]) -> None:
-        super().__init__(url, lambda _: self._due.pop(0))
-        self._writes = writes
-        self._due: list[Commands] = []
-        self._number = 0
+    __slots__ = ("_first", "_is_first", "_second")
+
+    def __init__(self, url: str, first: Prepared, second: Prepared, *, blocking: bool = False) -> None:
+        super().__init__(url, first, blocking=blocking)
+        self._first, self._second, self._is_first = first, second, True
 
     def begin(self, number: int) -> None:
         """Send the first write."""
-        self._number = number
-        self._due = list(self._writes(number))
+        self.number = number
+        self._is_first = True
+        self.use(self._first)
         super().begin(number)
 
-    def ready(self, sock: Any) -> Any:
+    def ready(self, fd: int = -1) -> Any:
         """Send the second write after the first; return what it brings."""
-        reply = super().ready(sock)
-        if reply is NOT_READY or not self._due:
+        reply = super().ready(fd)
+        if reply is NOT_READY or not self._is_first:
             return reply
-        super().begin(self._number)
+        self._is_first = False
+        self.use(self._second)
+        super().begin(self.number)
         return NOT_READY
 
 
@@ -54,70 +53,70 @@ class Bench:
     def __init__(self, book: Book, rig: Rig, scale: float) -> None:
         self.book = book
         self.rig = rig
-        self.fraud = Fraud()
         self.requests = max(200, int(4000 * scale))
         self.seconds = max(0.2, 3.0 * scale)
-        for i, reference in enumerate(self.fraud.references):
-            rig.db.set(Fraud.key(i), reference)
-        store(rig.db, "fraud", self.fraud.model)
-
-    def writes(self, i: int) -> tuple[Commands, Commands]:
-        """Return both writes of the floor: the reference as a key, the transaction through a list."""
-        n = i % REFERENCES
-        return (
-            [["SET", f"floor:{n}", self.fraud.references[n]], ["GET", f"floor:{n}"]],
-            [["LPUSH", f"list:{i}", self.fraud.transactions[n]], ["BLPOP", f"list:{i}", 10]],
+        self.fraud = fraud = rig.load_fraud()
+        # The floor: the reference as a key, the transaction through a list.
+        self.floor = (
+            prepare(lambda n: [["SET", f"floor:{n}", fraud.references[n]], ["GET", f"floor:{n}"]], REFERENCES),
+            prepare(
+                lambda n: [["LPUSH", b"list:" + NUMBER, fraud.transactions[n]], ["BLPOP", b"list:" + NUMBER, 10]],
+                REFERENCES,
+            ),
         )
+        self.request = prepare(lambda n: predict(fraud.transactions[n], Fraud.key(n)), REFERENCES)
 
-    def request(self, i: int) -> Commands:
-        """Return Keyside's request."""
-        n = i % REFERENCES
-        return predict(self.fraud.transactions[n], Fraud.key(n), i)
-
-    def one_call(self, name: str, wire: Wire) -> Callable[[int], Any]:
-        """Return what makes request i on a connection that blocks."""
+    def caller(self, name: str, *, blocking: bool = False) -> RedisCaller:
+        """Return a client."""
         if name == KEYSIDE:
-            return lambda i: wire.call_many(self.request(i))[-1]
-        return lambda i: [wire.call_many(write) for write in self.writes(i)][-1][-1]
+            return RedisCaller(self.rig.url, self.request, blocking=blocking)
+        return TwoWrites(self.rig.url, *self.floor, blocking=blocking)
 
     def check(self, name: str, answers: list[tuple[int, Any]]) -> None:
         """See that all answers are right."""
+        if name == KEYSIDE:
+            check(answers, self.fraud.expected, of_reply, name)
+            return
         for i, answer in answers:
-            n = i % REFERENCES
-            if name == KEYSIDE:
-                assert np.allclose(of_reply(answer)[0], self.fraud.expected[n], rtol=1e-4, atol=1e-5), f"request {i}"
-            else:
-                assert answer[1] == self.fraud.transactions[n], f"request {i}"
+            assert answer[1] == self.fraud.transactions[i % REFERENCES], f"{name}: request {i}"
 
-    def one_client(self, name: str) -> None:
+    def one_by_one(self, name: str, meter: Meter) -> list[float]:
         """One request after the other."""
-        wire = connected(self.rig.url)
-        one = self.one_call(name, wire)
-        latencies(one, 100, 9_000_000)
-        with self.book.probed(name, self.rig.url):
-            before = self.rig.redis_cpu()
-            seconds, answers = latencies(one, self.requests)
-            cost = self.rig.redis_cpu() - before
-        wire.close()
+        caller = self.caller(name, blocking=True)
+        with closing([caller]):
+            meter.probe()
+            latencies(caller.call, 50, 9_000_000)
+            with meter:
+                seconds, answers = latencies(caller.call, self.requests // SLICES)
         self.check(name, answers)
-        self.book.note(name, "1 client: Redis CPU us", cost / len(answers) * 1e6)
-        self.book.note_latencies(name, seconds, "1 client: ")
+        return seconds
+
+    def one_client(self, number: int) -> None:
+        """Both in several turns: how the kernel places processes lasts as long as a connection."""
+        meters = {name: self.meter() for name in (FLOOR, KEYSIDE)}
+        seconds: dict[str, list[float]] = {name: [] for name in meters}
+        for n in range(SLICES):
+            for name in turns(list(meters), number + n):
+                seconds[name] += self.one_by_one(name, meters[name])
+        for name, meter in meters.items():
+            self.book.note_latencies(name, seconds[name], "1 client: ")
+            meter.note(self.book, name, "1 client: ", len(seconds[name]))
 
     def many_clients(self, name: str) -> None:
         """As many requests as they answer."""
-        url = self.rig.url
-        callers = [
-            RedisCaller(url, self.request) if name == KEYSIDE else TwoWrites(url, self.writes) for _ in range(CLIENTS)
-        ]
-        saturate(callers, self.seconds / 8)
-        before = self.rig.redis_cpu()
-        load = saturate(callers, self.seconds)
-        cost = self.rig.redis_cpu() - before
-        for caller in callers:
-            caller.close()
+        callers = [self.caller(name) for _ in range(CLIENTS)]
+        meter = self.meter()
+        with closing(callers):
+            saturate(callers, self.seconds / 8, 9_000_000)
+            with meter:
+                load = saturate(callers, self.seconds)
         self.check(name, load.answers)
-        self.book.note(name, f"{CLIENTS} clients: Redis CPU us", cost / len(load.answers) * 1e6)
         self.book.note(name, f"{CLIENTS} clients: /s", load.rate)
+        meter.note(self.book, name, f"{CLIENTS} clients: ", len(load.answers))
+
+    def meter(self) -> Meter:
+        """Return what measures what it costs Redis."""
+        return Meter(self.rig.url, {"Redis": self.rig.server.pid})
 
 
 def main() -> None:
@@ -126,8 +125,8 @@ def main() -> None:
     with served(options.server) as rig:
         bench = Bench(book, rig, options.scale)
         for number in range(options.rounds):
+            bench.one_client(number)
             for name in turns([FLOOR, KEYSIDE], number):
-                bench.one_client(name)
                 bench.many_clients(name)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     book.over("redis.cpu", KEYSIDE, FLOOR, "1 client: Redis CPU us")

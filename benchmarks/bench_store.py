@@ -9,14 +9,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from contenders import of_reply, predict
-from drivers import Load, RedisCaller, offer
+from drivers import Load, RedisCaller, closing, offer, prepare
 from graphs import heavy
 from measure import Book, arguments, percentile
-from rig import ROOT, Rig, served, store
+from raw import check, of_reply, predict
+from rig import ROOT, Rig, served
 from scenario import REFERENCES, Fraud
 
 import keyside
@@ -36,21 +34,12 @@ class Bench:
         self.scratch = scratch
         self.megabytes = max(10, int(MODEL_MB * scale))
         self.seconds = max(1.0, 5.0 * scale)
-        self.fraud = Fraud()
-        for i, reference in enumerate(self.fraud.references):
-            rig.db.set(Fraud.key(i), reference)
-        store(rig.db, "fraud", self.fraud.model)
-
-    def request(self, i: int) -> list[list[Any]]:
-        """Return a small request."""
-        n = i % REFERENCES
-        return predict(self.fraud.transactions[n], Fraud.key(n), i)
+        self.fraud = rig.load_fraud()
+        self.prepared = prepare(lambda n: predict(self.fraud.transactions[n], Fraud.key(n)), REFERENCES)
 
     def note(self, name: str, load: Load) -> None:
         """Check and note what came of a phase."""
-        for i, answer in load.answers:
-            want = self.fraud.expected[i % REFERENCES]
-            assert np.allclose(of_reply(answer)[0], want, rtol=1e-4, atol=1e-5), f"request {i}"
+        check(load.answers, self.fraud.expected, of_reply, name)
         self.book.note_latencies(name, load.seconds)
         self.book.note(name, "longest ms", max(load.seconds) * 1e3)
         self.book.note(name, "over 10 ms, %", 100 * sum(s > 0.01 for s in load.seconds) / len(load.seconds))
@@ -60,7 +49,14 @@ class Bench:
         """Measure before and during."""
         path = self.scratch / "heavy.onnx"
         path.write_bytes(heavy(self.megabytes << 20, number))
-        callers = [RedisCaller(self.rig.url, self.request) for _ in range(CALLERS)]
+        callers = [RedisCaller(self.rig.url, self.prepared) for _ in range(CALLERS)]
+        with closing(callers):
+            self.before_and_during(callers, path)
+        with keyside.Client(self.rig.url) as client:
+            client.delete_model("heavy")
+
+    def before_and_during(self, callers: list[RedisCaller], path: Path) -> None:
+        """Measure with these callers."""
         offer(callers, RATE, 0.5)
         with self.book.probed(BEFORE, self.rig.url):
             load = offer(callers, RATE, self.seconds)
@@ -79,10 +75,6 @@ class Bench:
         assert child.returncode == 0, "the model was not stored"
         self.note(DURING, load)
         self.book.note(DURING, "stored and loaded in s", took)
-        for caller in callers:
-            caller.close()
-        with keyside.Client(self.rig.url) as client:
-            client.delete_model("heavy")
 
 
 def child(url: str, path: str) -> None:

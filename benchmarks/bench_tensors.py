@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from drivers import latencies
-from measure import Book, Figures, arguments, turns
+from measure import Book, Figures, Meter, arguments, interleaved
 from rig import ROOT, Rig, served
 
 import keyside
@@ -69,21 +68,22 @@ def speeds(book: Book, rig: Rig, client: keyside.Client, number: int, scale: flo
         array = np.random.default_rng(number).random(shape, dtype=np.float32)
         header, data = npy.encode(array)
         total = len(header) + data.nbytes
-        contenders: dict[tuple[str, str], Callable[[int], Any]] = {
-            ("set", "floor (b)"): lambda _: floor.set(b"floor", header, data),  # noqa: B023  # called in this turn
-            ("set", "Client"): lambda _: client.set("tensor", array),  # noqa: B023
-            ("get", "floor (b)"): lambda _: floor.get(b"floor", total),  # noqa: B023
-            ("get", "Client"): lambda _: client.get("tensor"),
+        # What they return is let go of at once, as a caller would do that goes through many.
+        contenders: dict[str, Callable[[int], Any]] = {
+            "set floor (b)": lambda _: floor.set(b"floor", header, data),  # noqa: B023  # called in this turn
+            "set Client": lambda _: client.set("tensor", array),  # noqa: B023
+            "get floor (b)": lambda _: floor.get(b"floor", total) is None,  # noqa: B023
+            "get Client": lambda _: client.get("tensor") is None,
         }
         floor.set(b"floor", header, data)
         client.set("tensor", array)
-        for operation, who in turns(list(contenders), number):
-            one = contenders[operation, who]
-            latencies(one, 3)
-            # What they return is let go of at once, as a caller would do that goes through many.
-            with book.probed(f"{who}, {size}", rig.url):
-                seconds, _ = latencies(lambda i: one(i) is None, max(10, int(COUNTS[size] * scale)))  # noqa: B023
+        with Meter(rig.url) as meter:
+            found = interleaved(contenders, max(10, int(COUNTS[size] * scale)), number)
+        for name, (seconds, _) in found.items():
+            operation, _, who = name.partition(" ")
             book.note_latencies(f"{who}, {size}", seconds, f"{operation} ")
+        for who in ("floor (b)", "Client"):
+            meter.note(book, f"{who}, {size}")
         assert np.array_equal(client.get("tensor"), array)
         assert np.array_equal(npy.decode(floor.get(b"floor", total)), array)
 

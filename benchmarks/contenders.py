@@ -2,20 +2,23 @@
 
 import abc
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from drivers import Caller, Load, RedisCaller, latencies, saturate
+from drivers import NUMBER, Caller, Load, Prepared, RedisCaller, closing, latencies, no_collector, prepare, saturate
+from measure import Meter
 from peers import Peer
-from processes import cpu_seconds
-from rig import connected
+from peers.redisai_peer import RedisAIServer, dag, probabilities
+from raw import check, of_reply, predict
+from rig import ROOT, Rig
 from scenario import REFERENCES, Fraud, session_for
 
 import keyside
-from keyside.tensorstore import npy
-from keyside.tensorstore.records import decode_reply
 
 __all__ = [
     "CLIENTS",
@@ -26,11 +29,14 @@ __all__ = [
     "HttpPeer",
     "InProcess",
     "RawSocket",
+    "RedisAI",
     "Relay",
 ]
 
 CLIENTS = 32
 FLYING = 1000
+WARM_UP = 50
+WARM_UP_FROM = 9_000_000  # numbers of requests that are not measured
 
 Answers = list[tuple[int, Any]]
 
@@ -40,15 +46,19 @@ class Contender(abc.ABC):
 
     Attributes:
         name: in tables.
-        serves: whether it has a process of its own, besides Redis.
+        url: the server in which the references are.
     """
 
     name: str
-    serves: ClassVar[bool] = True
 
     def __init__(self, url: str, fraud: Fraud) -> None:
         self.url = url
         self.fraud = fraud
+
+    @property
+    def stays(self) -> bool:
+        """Whether it may be up while others are measured."""
+        return True
 
     def arrive(self) -> None:  # noqa: B027  # most are up all the time
         """Come up."""
@@ -56,11 +66,22 @@ class Contender(abc.ABC):
     def leave(self) -> None:  # noqa: B027
         """Go down again."""
 
-    def one_by_one(self, count: int) -> tuple[list[float], Answers] | None:
+    def end(self) -> None:  # noqa: B027
+        """Stop what it has started, for good."""
+
+    def processes(self) -> dict[str, int]:
+        """Return the pids of what serves it: Redis, and the server that runs the model."""
+        return {}
+
+    def meter(self) -> Meter:
+        """Return what measures the costs of its processes."""
+        return Meter(self.url, self.processes())
+
+    def one_by_one(self, count: int, meter: Meter) -> tuple[list[float], Answers] | None:
         """Make requests, one after the other; return seconds and answers, or None if that says nothing of it."""
         return None
 
-    def together(self, seconds: float) -> Load | None:
+    def together(self, seconds: float, meter: Meter, clients: int = CLIENTS) -> Load | None:
         """Make as many requests as it answers in that time."""
         return None
 
@@ -68,213 +89,236 @@ class Contender(abc.ABC):
     def decode(self, answer: Any) -> Any:
         """Return the probabilities in an answer."""
 
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of the processes that run the model."""
-        return 0.0
-
     def check(self, answers: Answers) -> None:
         """See that all answers are right."""
-        for i, answer in answers:
-            got, want = np.ravel(self.decode(answer)), self.fraud.expected[i % REFERENCES]
-            assert np.allclose(got, want, rtol=1e-4, atol=1e-5), f"{self.name}: request {i}: {got} is not {want}"
+        check(answers, self.fraud.expected, self.decode, self.name)
 
 
-class Raw(Contender):
-    """Commands on raw sockets to Redis."""
-
-    def __init__(self, url: str, fraud: Fraud, pid: int) -> None:
-        super().__init__(url, fraud)
-        self._pid = pid
+class Driven(Contender):
+    """What callers of the drivers ask."""
 
     @abc.abstractmethod
-    def request(self, i: int) -> list[list[Any]]:
-        """Return the commands of request i."""
+    def callers(self, count: int, *, blocking: bool = False) -> Sequence[Caller]:
+        """Return so many clients."""
 
-    def one_by_one(self, count: int) -> tuple[list[float], Answers]:
+    def one_by_one(self, count: int, meter: Meter) -> tuple[list[float], Answers]:
         """See `Contender.one_by_one`."""
-        wire = connected(self.url)
-        try:
-            return _warm(lambda i: wire.call_many(self.request(i))[-1], count)
-        finally:
-            wire.close()
+        callers = self.callers(1, blocking=True)
+        with closing(callers):
+            return _measured(callers[0].call, count, meter)
 
-    def together(self, seconds: float) -> Load:
+    def together(self, seconds: float, meter: Meter, clients: int = CLIENTS) -> Load:
         """See `Contender.together`."""
-        return _saturate([RedisCaller(self.url, self.request) for _ in range(CLIENTS)], seconds)
+        callers = self.callers(clients)
+        with closing(callers):
+            meter.probe()
+            saturate(callers, seconds / 8, WARM_UP_FROM)
+            with meter:
+                return saturate(callers, seconds)
 
-    def cpu_seconds(self) -> float:
-        """See `Contender.cpu_seconds`."""
-        return cpu_seconds(self._pid)
+
+class Raw(Driven):
+    """Commands on raw sockets to Redis.
+
+    Args:
+        rig: the server and its executor.
+        fraud: the scenario.
+        where: of which server, for the name.
+    """
+
+    title: str
+
+    def __init__(self, rig: Rig, fraud: Fraud, where: str = "") -> None:
+        super().__init__(rig.url, fraud)
+        self.name = self.title + where
+        self._rig = rig
+        self._prepared: Prepared | None = None
+
+    @abc.abstractmethod
+    def request(self, n: int) -> list[list[Any]]:
+        """Return the commands of a request with input n."""
+
+    def callers(self, count: int, *, blocking: bool = False) -> Sequence[Caller]:
+        """See `Driven.callers`."""
+        self._prepared = self._prepared or prepare(self.request, REFERENCES)
+        return [RedisCaller(self.url, self._prepared, blocking=blocking) for _ in range(count)]
+
+    def processes(self) -> dict[str, int]:
+        """See `Contender.processes`."""
+        return {"Redis": self._rig.server.pid, "server": self._rig.executor.pid}
 
 
 class Relay(Raw):
     """Floor (a): a list to a process that runs the model, and a list back."""
 
-    name = "floor (a): relay"
+    title = "floor (a): relay"
 
-    def request(self, i: int) -> list[list[Any]]:
+    def __init__(self, rig: Rig, fraud: Fraud, where: str = "") -> None:
+        super().__init__(rig, fraud, where)
+        self._process = subprocess.Popen([sys.executable, str(ROOT / "benchmarks/relay.py"), rig.url])
+        while not rig.db.exists("relay:ready"):
+            assert self._process.poll() is None, "the relay has ended"
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        """See `Contender.end`."""
+        self._process.terminate()
+        self._process.wait(10)
+
+    def request(self, n: int) -> list[list[Any]]:
         """See `Raw.request`."""
-        transaction, reference = self.fraud.arrays(i % REFERENCES)
-        ticket = b"%08d" % i
+        transaction, reference = self.fraud.arrays(n)
         return [
-            ["LPUSH", "relay:in", ticket + transaction.tobytes() + reference.tobytes()],
-            ["BLPOP", b"relay:" + ticket, 10],
+            ["LPUSH", "relay:in", NUMBER + transaction.tobytes() + reference.tobytes()],
+            ["BLPOP", b"relay:" + NUMBER, 10],
         ]
 
     def decode(self, answer: Any) -> Any:
         """See `Contender.decode`."""
         return np.frombuffer(answer[1], np.float32)
 
+    def processes(self) -> dict[str, int]:
+        """See `Contender.processes`."""
+        return {"Redis": self._rig.server.pid, "server": self._process.pid}
+
 
 class RawSocket(Raw):
     """Keyside, by FCALL and BLPOP."""
 
-    name = "Keyside, raw socket"
+    title = "Keyside, raw socket"
 
-    def request(self, i: int) -> list[list[Any]]:
+    def request(self, n: int) -> list[list[Any]]:
         """See `Raw.request`."""
-        n = i % REFERENCES
-        return predict(self.fraud.transactions[n], Fraud.key(n), i)
+        return predict(self.fraud.transactions[n], Fraud.key(n))
 
     def decode(self, answer: Any) -> Any:
         """See `Contender.decode`."""
         return of_reply(answer)
 
 
-def predict(transaction: bytes, reference: str, number: int, target: str = "fraud") -> list[list[Any]]:
-    """Return the commands of one request to the fraud model: a value in hand and a key."""
-    ticket = f"ks:{{0}}:t:bench:{number}"
-    return [
-        ["FCALL", "AI_PREDICT", 1, reference, target, "INPUTS", 2, "VALUE", transaction, "KEY", reference,
-         "TICKET", ticket],
-        ["BLPOP", ticket, 10],
-    ]  # fmt: skip
-
-
-def of_reply(answer: Any) -> Any:
-    """Return the one array in Keyside's reply to a request."""
-    assert answer is not None, "no answer"
-    value = next(iter(decode_reply(answer[1]).outputs.values()))
-    assert isinstance(value, bytes)
-    return npy.decode(value)
-
-
 class BlockingClient(Contender):
     """Keyside, by its blocking client."""
 
-    name = "Keyside, Client.predict"
-    serves = False
+    title = "Keyside, Client.predict"
 
-    def one_by_one(self, count: int) -> tuple[list[float], Answers]:
+    def __init__(self, rig: Rig, fraud: Fraud, where: str = "") -> None:
+        super().__init__(rig.url, fraud)
+        self.name = self.title + where
+        self._rig = rig
+        self.inputs: list[Any] = [[fraud.arrays(n)[0], keyside.Key(Fraud.key(n))] for n in range(REFERENCES)]
+
+    def one_by_one(self, count: int, meter: Meter) -> tuple[list[float], Answers]:
         """See `Contender.one_by_one`."""
+        inputs = self.inputs
         with keyside.Client(self.url) as client:
-
-            def one(i: int) -> Any:
-                n = i % REFERENCES
-                return client.predict("fraud", [self.fraud.arrays(n)[0], keyside.Key(Fraud.key(n))])
-
-            return _warm(one, count)
+            return _measured(lambda i: client.predict("fraud", inputs[i % REFERENCES]), count, meter)
 
     def decode(self, answer: Any) -> Any:
         """See `Contender.decode`."""
         return answer
 
+    def processes(self) -> dict[str, int]:
+        """See `Contender.processes`."""
+        return {"Redis": self._rig.server.pid, "server": self._rig.executor.pid}
+
 
 class AsyncClient(BlockingClient):
-    """Keyside, by its client for asyncio, with many requests in flight."""
+    """Keyside, by its client for asyncio; under load with many requests in flight."""
 
-    name = f"Keyside, AsyncClient, {FLYING:,} in flight"
-    serves = True
+    title = "Keyside, AsyncClient"
 
-    def __init__(self, url: str, fraud: Fraud, pid: int) -> None:
-        super().__init__(url, fraud)
-        self._pid = pid
-
-    def one_by_one(self, count: int) -> tuple[list[float], Answers]:
+    def one_by_one(self, count: int, meter: Meter) -> tuple[list[float], Answers]:
         """See `Contender.one_by_one`."""
-        return asyncio.run(self._one_by_one(count))
+        return asyncio.run(self._one_by_one(count, meter))
 
-    async def _one_by_one(self, count: int) -> tuple[list[float], Answers]:
+    async def _one_by_one(self, count: int, meter: Meter) -> tuple[list[float], Answers]:
         took: list[float] = []
         answers: Answers = []
         async with keyside.AsyncClient(self.url) as client:
-            for i in range(-100, count):
-                before = time.perf_counter()
-                answer = await self._predict(client, i)
-                if i >= 0:
+            meter.probe()
+            for i in range(WARM_UP):
+                await client.predict("fraud", self.inputs[i])
+            with no_collector(), meter:
+                for i in range(count):
+                    before = time.perf_counter()
+                    answer = await client.predict("fraud", self.inputs[i % REFERENCES])
                     took.append(time.perf_counter() - before)
                     answers.append((i, answer))
         return took, answers
 
-    async def _predict(self, client: keyside.AsyncClient, i: int) -> Any:
-        n = i % REFERENCES
-        return await client.predict("fraud", [self.fraud.arrays(n)[0], keyside.Key(Fraud.key(n))])
-
-    def together(self, seconds: float) -> Load:
+    def together(self, seconds: float, meter: Meter, clients: int = FLYING) -> Load:
         """See `Contender.together`."""
-        return asyncio.run(self._together(seconds))
+        return asyncio.run(self._together(seconds, meter, clients))
 
-    async def _together(self, seconds: float) -> Load:
+    async def _together(self, seconds: float, meter: Meter, clients: int) -> Load:
         took: list[float] = []
         answers: Answers = []
+        numbers = iter(range(1 << 40))
+        go = asyncio.Event()
+        inputs = self.inputs
+        end = 0.0
         async with keyside.AsyncClient(self.url) as client:
-            await asyncio.gather(*(self._predict(client, i) for i in range(FLYING)))
-            numbers = iter(range(1 << 40))
-            began = time.perf_counter()
 
-            async def worker() -> None:
-                while (before := time.perf_counter()) < began + seconds:
+            async def worker(n: int) -> None:
+                # Connected, warm and waiting before the timed part begins.
+                await client.predict("fraud", inputs[n % REFERENCES])
+                await go.wait()
+                while (before := time.perf_counter()) < end:
                     i = next(numbers)
-                    answers.append((i, await self._predict(client, i)))
+                    answers.append((i, await client.predict("fraud", inputs[i % REFERENCES])))
                     took.append(time.perf_counter() - before)
 
-            await asyncio.gather(*(worker() for _ in range(FLYING)))
-            return Load(len(answers) / (time.perf_counter() - began), took, answers)
-
-    def cpu_seconds(self) -> float:
-        """See `Contender.cpu_seconds`."""
-        return cpu_seconds(self._pid)
+            workers = asyncio.gather(*(worker(n) for n in range(clients)))
+            await asyncio.sleep(seconds / 8)
+            with no_collector(), meter:
+                began = time.perf_counter()
+                end = began + seconds
+                go.set()
+                await workers
+                ended = time.perf_counter()
+        return Load(len(answers) / (ended - began), took, answers)
 
 
 class InProcess(Contender):
     """Floor (c): onnxruntime here, with both tensors at hand."""
 
     name = "floor (c): onnxruntime in this process"
-    serves = False
 
-    def one_by_one(self, count: int) -> tuple[list[float], Answers]:
+    def one_by_one(self, count: int, meter: Meter) -> tuple[list[float], Answers]:
         """See `Contender.one_by_one`."""
         session = session_for(self.fraud.model)
-
-        def one(i: int) -> Any:
-            transaction, reference = self.fraud.arrays(i % REFERENCES)
-            return session.run(None, {"transaction": transaction, "reference": reference})[0]
-
-        return _warm(one, count)
+        feeds = [dict(zip(("transaction", "reference"), self.fraud.arrays(n), strict=True)) for n in range(REFERENCES)]
+        return _measured(lambda i: session.run(None, feeds[i % REFERENCES])[0], count, meter)
 
     def decode(self, answer: Any) -> Any:
         """See `Contender.decode`."""
         return answer
 
 
-class HttpPeer(Contender):
+class HttpPeer(Driven):
     """Another model server; see `peers`."""
 
-    def __init__(self, url: str, fraud: Fraud, peer: Peer) -> None:
-        super().__init__(url, fraud)
+    def __init__(self, rig: Rig, fraud: Fraud, peer: Peer) -> None:
+        super().__init__(rig.url, fraud)
+        self._rig = rig
         self.peer = peer
         self.name = peer.name
         self._up = False
 
+    @property
+    def stays(self) -> bool:
+        """See `Contender.stays`."""
+        return self.peer.resident
+
     def arrive(self) -> None:
         """See `Contender.arrive`."""
         if not self._up:
-            self.peer.start(self.url, self.fraud.model)
+            self.peer.start(self.fraud.model)
             self._up = True
 
     def leave(self) -> None:
         """Go down, unless it may stay."""
-        if not self.peer.resident:
+        if not self.stays:
             self.end()
 
     def end(self) -> None:
@@ -282,31 +326,60 @@ class HttpPeer(Contender):
         self._up = False
         self.peer.stop()
 
-    def one_by_one(self, count: int) -> tuple[list[float], Answers]:
-        """See `Contender.one_by_one`."""
-        return _warm(self.peer.one(self.fraud), count)
-
-    def together(self, seconds: float) -> Load:
-        """See `Contender.together`."""
-        return _saturate(self.peer.callers(self.fraud, CLIENTS), seconds)
+    def callers(self, count: int, *, blocking: bool = False) -> Sequence[Caller]:
+        """See `Driven.callers`."""
+        return self.peer.callers(self.url, self.fraud, count, blocking=blocking)
 
     def decode(self, answer: Any) -> Any:
         """See `Contender.decode`."""
         return self.peer.read(answer)
 
-    def cpu_seconds(self) -> float:
-        """See `Contender.cpu_seconds`."""
-        return self.peer.cpu_seconds()
+    def processes(self) -> dict[str, int]:
+        """See `Contender.processes`."""
+        return {"Redis": self._rig.server.pid, "server": self.peer.pid}
 
 
-def _warm(one: Callable[[int], Any], count: int) -> tuple[list[float], Answers]:
-    latencies(one, 100, 9_000_000)
-    return latencies(one, count)
+class RedisAI(Driven):
+    """The module; its one process is Redis and the server of the model."""
+
+    name = "RedisAI"
+
+    def __init__(self, fraud: Fraud, module: Path | str | None) -> None:
+        super().__init__("", fraud)
+        self._server = RedisAIServer(module)
+        self._prepared: Prepared | None = None
+        self.told = ""
+
+    def arrive(self) -> None:
+        """See `Contender.arrive`."""
+        if not self.url:
+            version = self._server.start(self.fraud)
+            self.told = f"{self.name} {version}, one thread, AI.DAGEXECUTE_RO; its one process counts as Redis"
+            self.url = self._server.url
+
+    def end(self) -> None:
+        """See `Contender.end`."""
+        self.url = ""
+        self._server.stop()
+
+    def callers(self, count: int, *, blocking: bool = False) -> Sequence[Caller]:
+        """See `Driven.callers`."""
+        if self._prepared is None:
+            transactions = [self.fraud.arrays(n)[0] for n in range(REFERENCES)]
+            self._prepared = prepare(lambda n: [dag(transactions[n], Fraud.key(n))], REFERENCES)
+        return [RedisCaller(self.url, self._prepared, blocking=blocking) for _ in range(count)]
+
+    def decode(self, answer: Any) -> Any:
+        """See `Contender.decode`."""
+        return probabilities(answer)
+
+    def processes(self) -> dict[str, int]:
+        """See `Contender.processes`."""
+        return {"Redis": self._server.server.pid}
 
 
-def _saturate(callers: Sequence[Caller], seconds: float) -> Load:
-    try:
-        return saturate(callers, seconds)
-    finally:
-        for caller in callers:
-            caller.close()
+def _measured(one: Callable[[int], Any], count: int, meter: Meter) -> tuple[list[float], Answers]:
+    meter.probe()
+    latencies(one, WARM_UP, WARM_UP_FROM)
+    with meter:
+        return latencies(one, count)

@@ -1,6 +1,7 @@
 """Floor (a): a process that takes a payload from a list, runs onnxruntime, and pushes the result. Nothing else.
 
-`relay.py URL`: BLPOP relay:in; the value is 8 bytes of ticket, the transaction (120 bytes), the reference (1024 bytes).
+`relay.py URL`: BRPOP relay:in; the value is 8 bytes of ticket, the transaction (120 bytes), the reference (1024 bytes).
+BRPOP, since LPUSH and BLPOP make a stack: under load, those who came first would wait for ever.
 """
 
 import sys
@@ -16,7 +17,7 @@ def main() -> None:
     wire.connect()
     run = session_for(Fraud().model)._sess.run  # noqa: SLF001  # as the executor does
     wire.call(b"SET", b"relay:ready", b"1")
-    wire.send(((b"BLPOP", b"relay:in", 0),))
+    wire.send(((b"BRPOP", b"relay:in", 0),))
     while True:
         payload = wire.read()[1]
         if len(payload) == 4:
@@ -27,7 +28,7 @@ def main() -> None:
             {"transaction": inputs[:30].reshape(1, 30), "reference": inputs[30:].reshape(1, 256)},
             None,
         )[0]
-        wire.send(((b"LPUSH", b"relay:" + payload[:8], result.tobytes()), (b"BLPOP", b"relay:in", 0)))
+        wire.send(((b"LPUSH", b"relay:" + payload[:8], result.tobytes()), (b"BRPOP", b"relay:in", 0)))
         wire.read()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from scenario import Fraud
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -18,14 +19,12 @@ from tests.executors import Executor  # noqa: E402
 from tests.servers import Server, find_binary, free_port  # noqa: E402
 
 import keyside  # noqa: E402
-from keyside.executor.wire import Wire  # noqa: E402
 
 __all__ = [
     "ROOT",
     "Executor",
     "Rig",
     "Server",
-    "connected",
     "find_binary",
     "free_port",
     "served",
@@ -52,10 +51,13 @@ class Rig:
         """The server, over its unix socket."""
         return self.server.url_unix
 
-    def redis_cpu(self) -> float:
-        """Return the CPU seconds that the server has used; it counts microseconds itself."""
-        info: Any = self.db.info("cpu")
-        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+    def load_fraud(self) -> Fraud:
+        """Store the references and the model of the fraud scenario, and return it."""
+        fraud = Fraud()
+        for n, reference in enumerate(fraud.references):
+            self.db.set(Fraud.key(n), reference)
+        store(self.db, "fraud", fraud.model)
+        return fraud
 
 
 @contextmanager
@@ -90,10 +92,3 @@ def store(db: redis.Redis, name: str, blob: bytes, *settings: object) -> None:
         assert state == b"loading", f"{name}: {db.hget(name, f'{version}:reason')!r}"
         assert time.monotonic() < end, f"{name}: not loaded in time"
         time.sleep(0.005)
-
-
-def connected(url: str) -> Wire:
-    """Return a blocking raw connection."""
-    wire = Wire(url, name="bench")
-    wire.connect()
-    return wire

@@ -14,26 +14,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
-from drivers import RedisCaller
+from drivers import PATIENCE_S, Caller, Prepared, RedisCaller, prepare
 from numpy.typing import NDArray
 from processes import cpu_seconds, rss_mb, stop_tree
 from rig import ROOT, free_port
 from scenario import REFERENCES, Fraud
 
-from keyside.executor.wire import Wire
 from keyside.tensorstore.resp import NOT_READY
+from keyside.tensorstore.sockets import limit_receive, limit_send
 
 __all__ = ["SERVERS", "Absent", "HttpCaller", "Peer"]
 
 HOME = ROOT / ".cache/peers"
 SERVERS = Path(__file__).resolve().parent / "servers"
 INSTALL_S = 900.0
+REFERENCE_BYTES = 256 * 4
 HEADER = 128  # of the npy files in Redis; what follows are the elements
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)  # of a line of its own, not the end of another's
@@ -71,8 +72,7 @@ class Peer(abc.ABC):
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: Path | None = None
-        self._one: tuple[Wire, _Http] | None = None
-        self._redis_url = ""
+        self._requests: tuple[Prepared, list[tuple[bytes, bytes]]] | None = None
         self.port = 0
 
     @property
@@ -96,17 +96,20 @@ class Peer(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def request(self, transaction: bytes, reference: bytes) -> bytes:
-        """Return a whole request; both tensors are little-endian float32."""
+    def around(self, transaction: bytes) -> tuple[bytes, bytes]:
+        """Return what a whole request has before and after the reference; tensors are little-endian float32."""
+
+    def encode(self, reference: bytes) -> bytes:
+        """Return the reference as it stands in a request."""
+        return reference
 
     def read(self, body: bytes) -> NDArray[np.float32]:
         """Return the probabilities that the body of an answer has."""
         return np.frombuffer(body, np.float32)
 
-    def post(self, path: str, body: bytes, headers: str = "Content-Type: application/octet-stream") -> bytes:
-        """Return a POST."""
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+    def post(self, path: str, size: int, headers: str = "Content-Type: application/octet-stream") -> bytes:
+        """Return what a POST has before its body of so many bytes."""
+        return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\nContent-Length: {size}\r\n\r\n".encode()
 
     # --- its environment
 
@@ -171,7 +174,7 @@ class Peer(abc.ABC):
         """Return the memory of all its processes."""
         return rss_mb(self.pid)
 
-    def start(self, redis_url: str, model: bytes) -> int:
+    def start(self, model: bytes) -> int:
         """Start it, and wait until it answers.
 
         Returns:
@@ -194,21 +197,22 @@ class Peer(abc.ABC):
                 command, env=environment, cwd=scratch, stdout=log, stderr=log, start_new_session=True
             )
         atexit.register(self.stop)
-        self._redis_url = redis_url
         self._await(scratch / "log")
         time.sleep(self.settle_s)
         return self.port
 
     def _await(self, log: Path) -> None:
         assert self._process is not None
-        sample = self.request(bytes(30 * 4), bytes(256 * 4))
+        before, after = self.around(bytes(30 * 4))
+        sample = before + self.encode(bytes(REFERENCE_BYTES)) + after
         end = time.monotonic() + self.start_s
         said = "no answer in time"
         while time.monotonic() < end and self._process.poll() is None:
             try:
-                http = _Http(self.port)
+                http = _Http(self)
                 try:
-                    assert self.read(http.call(sample)).shape == (2,)
+                    http.send(sample)
+                    assert self.read(http.wait()).shape == (2,)
                 finally:
                     http.close()
             except (OSError, Absent) as error:
@@ -223,7 +227,6 @@ class Peer(abc.ABC):
     def stop(self) -> None:
         """End it with all its processes."""
         atexit.unregister(self.stop)
-        self._hang_up()
         if self._process is not None:
             stop_tree(self._process, self.stop_s)
             self._process = None
@@ -233,94 +236,119 @@ class Peer(abc.ABC):
 
     # --- requests
 
-    def one(self, fraud: Fraud) -> Callable[[int], bytes]:
-        """Return what makes request i over kept connections and returns the body of its answer."""
-        self._hang_up()
-        wire, http = self._one = (Wire(self._redis_url, name="bench"), _Http(self.port))
-        wire.connect()
-        transactions = [fraud.arrays(i)[0].tobytes() for i in range(REFERENCES)]
-
-        def call(i: int) -> bytes:
-            n = i % REFERENCES
-            reference = wire.call(b"GET", Fraud.key(n))
-            return http.call(self.request(transactions[n], reference[HEADER:]))
-
-        return call
-
-    def callers(self, fraud: Fraud, count: int) -> list["HttpCaller"]:
-        """Return clients for a load."""
-        return [HttpCaller(self._redis_url, self, fraud) for _ in range(count)]
-
-    def _hang_up(self) -> None:
-        if self._one is not None:
-            for connection in self._one:
-                connection.close()
-            self._one = None
+    def callers(self, url: str, fraud: Fraud, count: int, *, blocking: bool = False) -> list["HttpCaller"]:
+        """Return clients."""
+        if self._requests is None:
+            transactions = [fraud.arrays(n)[0].tobytes() for n in range(REFERENCES)]
+            gets = prepare(lambda n: [["GET", Fraud.key(n)]], REFERENCES)
+            self._requests = gets, [self.around(transaction) for transaction in transactions]
+        return [HttpCaller(url, self, *self._requests, blocking=blocking) for _ in range(count)]
 
 
 class _Http:
-    """A connection that blocks."""
+    """A connection to a peer.
 
-    def __init__(self, port: int) -> None:
-        self._socket = _connect(port)
-        self._socket.settimeout(20.0)
+    Args:
+        peer: the peer.
+        blocking: whether it is waited on.
+    """
 
-    def call(self, request: bytes) -> bytes:
-        """Send a request and return the body of its answer."""
-        self._socket.sendall(request)
-        data = b""
-        while True:
-            more = self._socket.recv(65_536)
-            if not more:
-                raise ConnectionResetError("it closed the connection")
-            data += more
-            body = _body(data)
-            if body is not None:
-                return body
+    __slots__ = ("_body", "_data", "_head", "_name", "_whole", "socket")
+
+    def __init__(self, peer: Peer, *, blocking: bool = True) -> None:
+        self.socket = _connect(peer.port)
+        if not blocking:
+            self.socket.setblocking(False)
+        self._name = peer.name
+        self._data = b""
+        # Nearly all answers are as long as the one before; then there is no header to be searched for.
+        self._head, self._whole = 0, -1
+
+    def send(self, request: bytes) -> None:
+        """Send a request."""
+        if self.socket.send(request) != len(request):
+            raise BlockingIOError(f"{self._name} does not take a request at once")
+
+    def ready(self) -> Any:
+        """Take what has come; return the body of the answer, or NOT_READY."""
+        data = self.socket.recv(65_536)
+        if not data:
+            raise ConnectionResetError(f"{self._name} closed a connection")
+        if self._data:
+            data = self._data + data
+        head = self._head
+        if len(data) != self._whole or data[head - 4 : head] != b"\r\n\r\n" or data[9:12] != b"200":
+            found = _measure(data)
+            if found is None or len(data) < found[1]:
+                self._data = data
+                return NOT_READY
+            head, self._whole = found
+            self._head = head
+        self._data = b""
+        return data[head:]
+
+    def wait(self) -> bytes:
+        """Return the body of the answer."""
+        while (body := self.ready()) is NOT_READY:
+            pass
+        return bytes(body)
 
     def close(self) -> None:
-        self._socket.close()
+        """Close it."""
+        self.socket.close()
 
 
-class HttpCaller:
-    """A client that GETs the reference from Redis, and then POSTs; see `measure.Caller`."""
+class HttpCaller(Caller):
+    """A client that GETs the reference from Redis, and then POSTs.
 
-    def __init__(self, redis_url: str, peer: Peer, fraud: Fraud) -> None:
-        self._peer = peer
-        self._fraud = fraud
-        self._get = RedisCaller(redis_url, lambda i: [["GET", Fraud.key(i % REFERENCES)]])
-        self._http = _connect(peer.port)
-        self._http.setblocking(False)
-        self._number = 0
-        self._data = b""
+    Args:
+        url: the server that has the references.
+        peer: the peer.
+        gets: the requests for them.
+        around: what the POSTs have before and after them.
+        blocking: for `call`.
+    """
+
+    __slots__ = ("_around", "_encode", "_get", "_http", "_http_fd")
+
+    def __init__(
+        self, url: str, peer: Peer, gets: Prepared, around: list[tuple[bytes, bytes]], *, blocking: bool
+    ) -> None:
+        super().__init__()
+        self._get = RedisCaller(url, gets, blocking=blocking)
+        self._http = _Http(peer, blocking=blocking)
+        self._http_fd = self._http.socket.fileno()
+        self._around = around
+        self._encode = peer.encode
 
     @property
     def sockets(self) -> Sequence[socket.socket]:
         """To Redis and to the peer."""
-        return (*self._get.sockets, self._http)
+        return (*self._get.sockets, self._http.socket)
 
     def begin(self, number: int) -> None:
         """Send the GET."""
-        self._number = number
+        self.number = number
         self._get.begin(number)
 
-    def ready(self, sock: socket.socket) -> Any:
+    def ready(self, fd: int) -> Any:
         """Send the POST once the reference is there; return the body of its answer."""
-        if sock is not self._http:
-            reference = self._get.ready(sock)
-            if reference is not NOT_READY:
-                transaction = self._fraud.arrays(self._number % REFERENCES)[0]
-                data = self._peer.request(transaction.tobytes(), reference[HEADER:])
-                assert self._http.send(data) == len(data)
-            return NOT_READY
-        more = sock.recv(65_536)
-        assert more, f"{self._peer.name} closed a connection"
-        self._data += more
-        body = _body(self._data)
-        if body is None:
-            return NOT_READY
-        self._data = b""
-        return body
+        if fd == self._http_fd:
+            return self._http.ready()
+        reference = self._get.ready()
+        if reference is not NOT_READY:
+            self._post(reference)
+        return NOT_READY
+
+    def _post(self, reference: bytes) -> None:
+        before, after = self._around[self.number % REFERENCES]
+        self._http.send(before + self._encode(reference[HEADER:]) + after)
+
+    def call(self, number: int) -> Any:
+        """See `Caller.call`."""
+        self.number = number
+        self._post(self._get.call(number))
+        return self._http.wait()
 
     def close(self) -> None:
         """Close both connections."""
@@ -331,20 +359,19 @@ class HttpCaller:
 def _connect(port: int) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port), timeout=5.0)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    limit_send(sock, PATIENCE_S)
+    limit_receive(sock, PATIENCE_S)
     return sock
 
 
-def _body(data: bytes) -> bytes | None:
-    """Return the body of an answer, or None while it is not all there."""
+def _measure(data: bytes) -> tuple[int, int] | None:
+    """Return where the body of an answer begins and where it ends, or None while its head is not all there."""
     head = data.find(b"\r\n\r\n")
     if head < 0:
         return None
     length = _LENGTH.search(data, 0, head)
     if length is None:
         raise Absent(f"its answers have no Content-Length: {data[:200]!r}")
-    end = head + 4 + int(length[1])
-    if len(data) < end:
-        return None
     if data[9:12] != b"200":
         raise Absent(f"it answers {data[:300]!r}")
-    return data[head + 4 : end]
+    return head + 4, head + 4 + int(length[1])

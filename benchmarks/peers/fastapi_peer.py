@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers.base import SERVERS, Peer
+from peers.base import REFERENCE_BYTES, SERVERS, Peer
 
 __all__ = ["FastApi"]
 
@@ -24,6 +24,6 @@ class FastApi(Peer):
             "--host", "127.0.0.1", "--port", str(self.port), *options.split(),
         ]  # fmt: skip
 
-    def request(self, transaction: bytes, reference: bytes) -> bytes:
-        """See `Peer.request`."""
-        return self.post("/predict", transaction + reference)
+    def around(self, transaction: bytes) -> tuple[bytes, bytes]:
+        """See `Peer.around`."""
+        return self.post("/predict", len(transaction) + REFERENCE_BYTES) + transaction, b""

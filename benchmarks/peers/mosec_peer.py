@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers.base import SERVERS, Peer
+from peers.base import HOME, REFERENCE_BYTES, SERVERS, Peer
 
-__all__ = ["Mosec"]
+__all__ = ["Mosec", "MosecBatching"]
 
 
 class Mosec(Peer):
@@ -23,6 +23,23 @@ class Mosec(Peer):
             "--path", str(scratch / "sockets"), "--log-level", "warning",
         ]  # fmt: skip
 
-    def request(self, transaction: bytes, reference: bytes) -> bytes:
-        """See `Peer.request`."""
-        return self.post("/inference", transaction + reference)
+    def around(self, transaction: bytes) -> tuple[bytes, bytes]:
+        """See `Peer.around`."""
+        return self.post("/inference", len(transaction) + REFERENCE_BYTES) + transaction, b""
+
+
+class MosecBatching(Mosec):
+    """mosec with its batching: it waits for a batch, so one client waits longer, and many together get more."""
+
+    key = "mosec-batch"
+    name = "mosec, batching"
+    settings = "1 worker, batches of 16 at most, 1 ms of waiting (the least that it takes), raw bytes"
+
+    @property
+    def home(self) -> Path:
+        """The same environment."""
+        return HOME / Mosec.key
+
+    def environment(self) -> dict[str, str]:
+        """See `Peer.environment`."""
+        return {"BENCH_BATCH": "16"}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rig import free_port
 
-from peers.base import SERVERS, Peer
+from peers.base import REFERENCE_BYTES, SERVERS, Peer
 
 __all__ = ["PyTriton"]
 
@@ -37,10 +37,11 @@ class PyTriton(Peer):
         ports = [str(self.port), str(free_port()), str(free_port())]
         return [str(python), str(SERVERS / "pytriton_app.py"), *ports]
 
-    def request(self, transaction: bytes, reference: bytes) -> bytes:
-        """See `Peer.request`."""
+    def around(self, transaction: bytes) -> tuple[bytes, bytes]:
+        """See `Peer.around`."""
         headers = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(_HEAD)}"
-        return self.post("/v2/models/fraud/infer", _HEAD + transaction + reference, headers)
+        size = len(_HEAD) + len(transaction) + REFERENCE_BYTES
+        return self.post("/v2/models/fraud/infer", size, headers) + _HEAD + transaction, b""
 
     def read(self, body: bytes) -> NDArray[np.float32]:
         """See `Peer.read`."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers.base import SERVERS, Peer
+from peers.base import REFERENCE_BYTES, SERVERS, Peer
 
 __all__ = ["RayServe"]
 
@@ -32,6 +32,6 @@ class RayServe(Peer):
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
-    def request(self, transaction: bytes, reference: bytes) -> bytes:
-        """See `Peer.request`."""
-        return self.post("/predict", transaction + reference)
+    def around(self, transaction: bytes) -> tuple[bytes, bytes]:
+        """See `Peer.around`."""
+        return self.post("/predict", len(transaction) + REFERENCE_BYTES) + transaction, b""
