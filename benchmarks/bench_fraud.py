@@ -157,9 +157,9 @@ class Bench:
             self.book.remark(f"{contender.name}: absent: it failed in round {number + 1}: {error}")
 
     def one_by_one(self, contender: Contender) -> None:
-        """One client, over a connection of its own; a turn of several.
+        """One client; a turn of several.
 
-        How the kernel places the processes on the cores decides half of the latency, and lasts as long as a connection.
+        The machine's mood changes within seconds, by half of the latency: short turns let all have their share of it.
         """
         one = self.one[contender.name]
         found = contender.one_by_one(self.requests // self.slices, one.meter)

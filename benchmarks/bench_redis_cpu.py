@@ -92,7 +92,7 @@ class Bench:
         return seconds
 
     def one_client(self, number: int) -> None:
-        """Both in several turns: how the kernel places processes lasts as long as a connection."""
+        """Both in several turns, so that a change of the machine's mood hits both."""
         meters = {name: self.meter() for name in (FLOOR, KEYSIDE)}
         seconds: dict[str, list[float]] = {name: [] for name in meters}
         for n in range(SLICES):

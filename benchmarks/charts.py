@@ -143,8 +143,8 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _step(span: float) -> float:
-    """Return a round step that gives four to ten ticks."""
-    rough = span / 5
+    """Return a round step that gives four to eight ticks."""
+    rough = span / 7
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
 
