@@ -114,8 +114,10 @@ function inputs.look(record, spec, input)
     input.value = value
   else
     key = data
-    -- One command for what is small, and that is nearly everything: a longer value shows by filling the range.
-    value = redis.pcall('GETRANGE', key, '0', mode == 'REF' and npy.PREFIX_END or INLINE_END)
+    -- One command for what is small, and that is nearly everything: a longer value shows by filling the range. Where it
+    -- most likely is long, no more than the header: Lua looks at each byte of a string that it gets.
+    local front = mode ~= 'KEY' or (spec and spec.large)
+    value = redis.pcall('GETRANGE', key, '0', front and npy.PREFIX_END or INLINE_END)
     if type(value) == 'table' then
       refused_read(key, value)
     end
@@ -123,13 +125,20 @@ function inputs.look(record, spec, input)
     if size == 0 then
       raise('NOTENSOR', "input key '" .. args.printable(key) .. "' does not exist: SET a .npy file or call AI_TENSORSET first")
     end
-    if mode == 'REF' or size > INLINE then
+    if front or size > INLINE then
       size = redis.call('STRLEN', key)
       if mode == 'KEY' and size > CAPTURE_MAX then
         raise('TOOBIG', "input key '" .. args.printable(key) .. "' has " .. size .. ' bytes: above ' .. CAPTURE_MAX
           .. ' no copy is taken: give it as OWN (moved) or REF (read when the job runs)')
       end
-    else
+    end
+    if spec then
+      spec.large = size > INLINE
+    end
+    if mode ~= 'REF' and size <= INLINE then
+      if #value < size then
+        value = redis.call('GETRANGE', key, '0', INLINE_END)
+      end
       input.value = value
     end
   end
