@@ -63,7 +63,7 @@ class Bench:
     def __init__(self, book: Book, rig: Rig, scale: float) -> None:
         self.book = book
         self.rig = rig
-        self.requests = max(100, int(2000 * scale))
+        self.requests = max(100, int(4000 * scale))
         self.slices = min(8, self.requests // 50)
         self.seconds = max(0.2, 3.0 * scale)
         self.one: dict[str, OneClient] = {}

@@ -6,7 +6,7 @@
 installation of the peers, and draws the charts in docs/benchmarks/. The table of targets is printed last, and lies
 beside results.json as results.md. Sizes:
 
-- fraud: 2,000 requests of one client and 3 s of load for each contender; all HTTP peers; Redis and the bundled Valkey
+- fraud: 4,000 requests of one client and 3 s of load for each contender; all HTTP peers; Redis and the bundled Valkey
 - concurrency: 0.8 s for each of 1 to 64 clients
 - batching: 3 s saturated and 6 s at a given load, with batching and without
 - tensors: 400 of 600 KB and 40 of 16 MiB; image: 60 images; many: 10,000 rows

@@ -8,6 +8,7 @@ import structlog
 
 from keyside.executor.cache import ModelCache, ModelRef
 from keyside.executor.lane import Lane
+from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.model import Model
 from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, parse_entry
@@ -52,7 +53,7 @@ class Intake:
         """Return how many jobs of a device wait for a model to be loaded."""
         return self._parked[device]
 
-    def parse(self, wire: Wire, device: str, entry_id: bytes, fields: Any) -> Job | None:
+    def parse(self, wire: Wire | Line, device: str, entry_id: bytes, fields: Any) -> Job | None:
         """Read an entry; one that the function library has not made is dropped."""
         try:
             if fields is None:
@@ -66,7 +67,7 @@ class Intake:
             wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
             return None
 
-    def fetch(self, wire: Wire, jobs: Sequence[Job]) -> None:
+    def fetch(self, wire: Wire | Line, jobs: Sequence[Job]) -> None:
         """Read the inputs that lie in keys, all in one round trip."""
         wanted = [source[0] for job in jobs if job.keyed for source in job.inputs if type(source) is tuple]
         values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())

@@ -265,10 +265,11 @@ class Finished:
         return finished
 
 
-def claim(consumer: bytes, streams: Sequence[bytes], count: int, block_ms: int) -> list[Argument]:
-    """Return the command that waits for jobs."""
+def claim(consumer: bytes, streams: Sequence[bytes], count: int, block_ms: int | None) -> list[Argument]:
+    """Return the command that asks for jobs; with `block_ms`, that waits for them."""
+    block: tuple[Argument, ...] = () if block_ms is None else (b"BLOCK", block_ms)
     return [
-        b"XREADGROUP", b"GROUP", GROUP, consumer, b"COUNT", count, b"BLOCK", block_ms,
+        b"XREADGROUP", b"GROUP", GROUP, consumer, b"COUNT", count, *block,
         b"STREAMS", *streams, *((b">",) * len(streams)),
     ]  # fmt: skip
 

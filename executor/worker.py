@@ -12,31 +12,29 @@ import structlog
 from keyside import __version__
 from keyside.executor.batching import batches
 from keyside.executor.cache import ModelCache
+from keyside.executor.claims import Claims
 from keyside.executor.delivery import Delivery, Parcel, Post
 from keyside.executor.express import Express
 from keyside.executor.install import ensure_library
 from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
+from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.metrics import Metrics
 from keyside.executor.model import Model
-from keyside.executor.protocol import GROUP, Finished, Job, claim
+from keyside.executor.protocol import GROUP, Finished, Job
 from keyside.executor.runner import Ran, Runner
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
 from keyside.executor.wire import Wire
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, TryAgain, Unreachable
-from keyside.tensorstore.resp import encode
 
 __all__ = ["Worker"]
 
-BLOCK_MS = 5000
 TICK = 0.05
 START_S = 30.0
 LINGER_S = 0.0005
-PARKED_MAX = 16
-CLAIMS_MAX = 1024
 
 
 class Worker:
@@ -60,7 +58,6 @@ class Worker:
         self.held: dict[bytes, Job] = {}
         self.stopping = threading.Event()
         self.claiming = False
-        self._left_out: list[str] = []  # queues that had no room when the claim under way was made
         self.node = keys.NodeKeys()  # until the server has said which node it is
         self._moved_to = b""
         self.wire = self.new_wire("claim")
@@ -82,16 +79,14 @@ class Worker:
         runners = {device: Runner(self.node, f"{self.consumer.decode()}-{device}") for device in settings.devices}
         self._runners = [self._runner, *runners.values()]
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
-        self._streams: dict[bytes, str] = {}
         self._intake = Intake(self.held, self.cache, self._loader, self._lanes, self._end)
+        self._claims = Claims(self.consumer, self._lanes, self._intake, settings.claim, lambda: self.watchdog.shared)
         self._express = Express(self.held, self.cache, self._runner, self._delivery, settings.inline_ms / 1000)
         self._planned: bytes | None = None
         self._belong_to(self.node.tag)
-        self._outbox: list[Parcel] = []  # to be sent with the next claim
-        self._sent: list[Parcel] = []  # sent by the claim thread, and not answered yet
+        self._line = Line(self.wire, self._delivery)
         self._room = threading.Event()
         self._spin_s = settings.spin_us / 1e6
-        self._claims: dict[tuple[Any, ...], bytes] = {}
         self._claim_thread = 0
         self._adopted: dict[str, bytes] = {}
         self.watchdog = Watchdog(self)
@@ -122,6 +117,9 @@ class Worker:
         self._drain()
 
     def _serve(self) -> None:
+        if self._line.ahead:
+            self._serve_ahead()
+            return
         if self._moved_to:
             self._belong_to(self._moved_to)
             self._planned = None
@@ -130,74 +128,39 @@ class Worker:
         self.claiming = bool(plan)
         if not plan or self.stopping.is_set():
             self.claiming = False
-            self._flush()
+            self._line.flush()
             self._room.wait(TICK)
             self._room.clear()
             return
-        outbox, self._outbox = self._outbox, []
+        line = self._line
         try:
-            self._send(outbox, plan)
-            self._settle_sent()
+            line.send(plan)
+            line.settle()
             # While there is nothing else to do; it holds unless what comes now goes to a lane.
             planned = self._plan()
             claimed = self.wire.read_small()
         finally:
             self.claiming = False
-        missing = bool(self._outbox)
+        missing = bool(line.outbox)
         self._take(claimed, planned)
         if missing:
             raise LibraryMissing("KS_COMPLETE")
 
+    def _serve_ahead(self) -> None:
+        """Take what the claim has brought that was made while the last batch ran."""
+        line = self._line
+        claimed = line.take_ahead()
+        missing = bool(line.outbox)
+        self._take(claimed)
+        if missing:
+            raise LibraryMissing("KS_COMPLETE")
+
     def _plan(self) -> bytes:
-        """Return the next claim, encoded; empty if there is no room for more jobs."""
-        streams: list[bytes] = []
-        left_out: list[str] = []
-        count = 0
-        running = False
-        for stream, device in self._streams.items():
-            running = running or self._lanes[device].busy
-            room = self._room_of(device)
-            if room > 0:
-                streams.append(stream)
-                count = max(count, room)
-            else:
-                left_out.append(device)
-        self._left_out = left_out
+        """Return the next claim; empty if there is no room for more jobs."""
+        plan = self._claims.next()
         # Never beside a run: that needs the interpreter's lock when it ends, and the core maybe all the time.
-        self.wire.spin_s = 0.0 if running else self._spin_s
-        return self._claim(streams, count) if streams else b""
-
-    def _claim(self, streams: Sequence[bytes], count: int) -> bytes:
-        """Return the command that waits for jobs, encoded."""
-        what = (count, *streams)
-        encoded = self._claims.get(what)
-        if encoded is None:
-            if len(self._claims) >= CLAIMS_MAX:
-                self._claims.clear()
-            encoded = self._claims[what] = b"".join(encode(claim(self.consumer, streams, count, BLOCK_MS)))
-        return encoded
-
-    def _send(self, parcels: Sequence[Parcel], more: bytes = b"") -> None:
-        """Send parcels and more in one write; `_settle_sent` reads what the server says to the parcels."""
-        self._sent += parcels
-        self.wire.send([command for parcel in parcels for command in parcel.commands], more)
-
-    def _settle_sent(self) -> None:
-        while self._sent:
-            parcel = self._sent[0]
-            # It stays among the sent until the server has taken it: what is refused for now is sent again.
-            done = self._delivery.settle(parcel, [self.wire.read_small() for _ in parcel.commands])
-            del self._sent[0]
-            if not done:
-                self._outbox.append(parcel)
-
-    def _room_of(self, device: str) -> int:
-        """Return how many jobs to claim for a device now."""
-        # What waits for a load would keep others waiting if there were no other executor; where there is one, it may be
-        # warm, and is left the rest.
-        if device in self.watchdog.shared and self._intake.parked(device) >= PARKED_MAX:
-            return 0
-        return self._lanes[device].room(self.settings.claim)
+        self.wire.spin_s = 0.0 if self._claims.running else self._spin_s
+        return plan
 
     def _take(self, reply: Any, planned: bytes = b"") -> None:
         """Accept what a claim has brought.
@@ -209,6 +172,7 @@ class Worker:
         if reply is None:
             return
         if isinstance(reply, hiredis.ReplyError):
+            self._line.settle()
             # FLUSHALL, a deleted stream, a failover: the heartbeat makes streams and groups again.
             self.log.warning("claim refused", error=str(reply))
             if str(reply).startswith(("NOGROUP", "UNBLOCKED")):
@@ -218,21 +182,20 @@ class Worker:
         now = time.monotonic()
         if len(reply) == 1 and len(reply[0][1]) == 1:
             stream, ((entry_id, fields),) = reply[0]
-            lane = self._lanes[self._streams[stream]]
+            lane = self._lanes[self._claims.streams[stream]]
             parcel = self._express.take(lane, entry_id, fields, now, self.watchdog.now_ms())
             if parcel is not None:
-                self._outbox.append(parcel)
+                self._line.outbox.append(parcel)
                 self._planned = planned
                 return
         for stream, entries in reply:
-            self._accept(self._streams[bytes(stream)], entries, now)
+            self._accept(self._claims.streams[bytes(stream)], entries, now)
 
     def _accept(self, device: str, entries: Sequence[Any], now: float) -> None:
-        self._settle_sent()
         jobs: list[Job] = []
         try:
             for entry_id, fields in entries:
-                job = self._intake.parse(self.wire, device, entry_id, fields)
+                job = self._intake.parse(self._line, device, entry_id, fields)
                 if job is None:
                     continue
                 job.claimed = now
@@ -243,7 +206,7 @@ class Worker:
                     jobs.append(job)
             if not jobs:
                 return
-            self._intake.fetch(self.wire, jobs)
+            self._intake.fetch(self._line, jobs)
         except Unreachable:
             for job in jobs:  # they are read again once there is a connection
                 self.held.pop(job.id, None)
@@ -261,6 +224,11 @@ class Worker:
             (here if runs_here else queued).append(ready)
         lane.put(queued)
         if here:
+            if len(entries) >= self._claims.count and not self.stopping.is_set() and not self._line.ahead:
+                # More wait, most likely: they can be here when these have run.
+                plan = self._claims.next(ahead=True)
+                if plan:
+                    self._line.claim_ahead(plan)
             self._run_here(device, here)
 
     def _run_here(self, device: str, jobs: Sequence[tuple[Model, Job]]) -> None:
@@ -270,19 +238,18 @@ class Worker:
         for model, together in batches(jobs):
             if unsent > LINGER_S:
                 # The first callers need not wait for the last. What the server says is read with the next claim.
-                outbox, self._outbox = self._outbox, []
-                self._send(outbox)
+                self._line.send()
                 unsent = 0.0
             ran = self._runner.run(model, together)
             unsent += ran.seconds
             lane.note_cost(ran.seconds, len(together))
-            self._outbox.append(self._delivery.ran(device, ran))
+            self._line.outbox.append(self._delivery.ran(device, ran))
 
     def _end(self, finished: Finished) -> None:
         """End a job that does not run: with the next claim if this is the claim thread, else on its lane."""
         device = finished.job.device
         if threading.get_ident() == self._claim_thread:
-            self._outbox.append(self._delivery.failed(device, (finished,)))
+            self._line.outbox.append(self._delivery.failed(device, (finished,)))
         else:
             self._lanes[device].end(finished)
 
@@ -338,7 +305,7 @@ class Worker:
 
     def has_room(self) -> bool:
         """Whether a queue that the claim under way leaves out could be claimed from now."""
-        return any(self._room_of(device) > 0 for device in self._left_out)
+        return self._claims.has_room()
 
     def busy(self, device: str) -> bool:
         """Whether jobs of the device may have to wait before they are claimed."""
@@ -413,13 +380,13 @@ class Worker:
     def _belong_to(self, tag: bytes) -> None:
         """Serve the queues of a node from now on."""
         self._moved_to = b""
-        if tag == self.node.tag and self._streams:
+        if tag == self.node.tag and self._claims.streams:
             return
         self.node = keys.NodeKeys(tag)
         for runner in self._runners:
             runner.node = self.node
         self._intake.serve(self.node)
-        self._streams = {self.node.jobs(device): device for device in self.settings.devices}
+        self._claims.streams = {self.node.jobs(device): device for device in self.settings.devices}
 
     def moved(self, tag: bytes) -> None:
         """Serve the queues of another node tag as soon as the claim under way is over; called by the watchdog."""
@@ -432,7 +399,7 @@ class Worker:
 
     def _restore(self) -> None:
         try:
-            self._settle_sent()
+            self._line.settle()
             self._install(self.wire)
         except KeysideError as error:
             self.log.warning("function library cannot be loaded", error=str(error))
@@ -440,13 +407,12 @@ class Worker:
 
     def _reconnect(self) -> None:
         self.claiming = False
-        # Some of it may have arrived: sending that again does no harm.
-        self._outbox, self._sent = self._sent + self._outbox, []
+        self._line.lost()
         pause = 0.05
         while not self.stopping.wait(pause):
             try:
                 self._connect()
-                self._flush()
+                self._line.flush()
                 self._own_pending()
             except KeysideError:
                 pause = min(pause * 2, 2.0)
@@ -457,18 +423,12 @@ class Worker:
     def _own_pending(self) -> None:
         """Accept what a claim had brought when the connection broke before its reply was read."""
         now = time.monotonic()
-        for stream, device in self._streams.items():
+        for stream, device in self._claims.streams.items():
             reply = self.wire.call(
                 b"XREADGROUP", b"GROUP", GROUP, self.consumer, b"COUNT", 1000, b"STREAMS", stream, b"0"
             )
             entries = [entry for _, found in reply or () for entry in found if entry[0] not in self.held]
             self._accept(device, entries, now)
-
-    def _flush(self) -> None:
-        self._settle_sent()
-        while self._outbox:
-            self._delivery.send(self.wire, self._outbox[0])
-            self._outbox.pop(0)
 
     def _drain(self) -> None:
         """End what was claimed, as far as the time for it goes, and leave."""
@@ -478,7 +438,9 @@ class Worker:
         patience.daemon = True
         patience.start()
         try:
-            self._flush()
+            while self._line.ahead:
+                self._serve_ahead()
+            self._line.flush()
             while self.held and time.monotonic() < deadline:
                 self._room.wait(TICK)
                 self._room.clear()
