@@ -101,6 +101,7 @@ class Model:
             known = (*self._examine(headers), headers)
             if len(self._forms) >= _FORMS:
                 self._forms.clear()
+                self._stacks.clear()  # jobs of one form may be in two batches for once
             self._forms[form] = known
         job.rows, job.group, _ = known
         if job.alone:

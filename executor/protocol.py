@@ -320,13 +320,14 @@ _DASH = ord("-")
 def _in_order(ended: Sequence[Finished]) -> bool:
     """Whether entries are surely in the order of the stream, seen without taking their ids apart.
 
-    Milliseconds have 13 digits until the year 2286: then longer ids are younger ones, and others compare as text.
+    Milliseconds have 13 digits until the year 2286: those compare as text, and so do the numbers behind them where they
+    are equally long.
     """
-    before = (0, b"")
+    before = (b"", 0, b"")
     for one in ended:
         entry_id = one.job.id
-        here = (len(entry_id), entry_id)
-        if here <= before or here[0] < 15 or entry_id[13] != _DASH:
+        here = (entry_id[:13], len(entry_id), entry_id)
+        if here <= before or here[1] < 15 or entry_id[13] != _DASH:
             return False
         before = here
     return True

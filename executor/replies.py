@@ -38,7 +38,7 @@ class Replies:
         Returns:
             None where this is not for it: an output is too large, or no plain array of numbers.
         """
-        if len(names) != len(results):
+        if not results or len(names) != len(results):
             return None
         shared = rows if jobs > 1 else -1
         shapes = [(result.dtype, result.shape if jobs == 1 else result.shape[1:]) for result in results]

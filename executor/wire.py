@@ -7,6 +7,7 @@ batch and replies that are received in place are what the hot path is made of.
 import contextlib
 import os
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,7 @@ class Wire:
         self.client_id = 0
         self.spin_s = 0.0
         self._luck = 0
+        self._plain = True  # TLS has no receive that does not wait
 
     def connect(self) -> None:
         """Connect, or connect again.
@@ -75,6 +77,7 @@ class Wire:
             raise Unreachable(f"cannot connect to the server: {error}") from error
         self._connection = connection
         self._socket = connection._sock  # noqa: SLF001  # redis-py hands out no socket
+        self._plain = not isinstance(self._socket, ssl.SSLSocket)
         limit_send(self._socket, self._timeout)
         limit_receive(self._socket, self._timeout)
         self._reader = ReplyReader()
@@ -146,7 +149,7 @@ class Wire:
             self._lost(error)
 
     def _receive(self, sock: socket.socket, buffer: memoryview) -> int:
-        if not self.spin_s:
+        if not self.spin_s or not self._plain:
             return sock.recv_into(buffer)
         clock = time.perf_counter
         began = clock()

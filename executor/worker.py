@@ -1,5 +1,6 @@
 """The executor's main loop: claim, fetch, dispatch, complete (DESIGN.md 4; docs/architecture.md)."""
 
+import contextlib
 import secrets
 import threading
 import time
@@ -26,7 +27,7 @@ from keyside.executor.protocol import GROUP, Finished, Job
 from keyside.executor.runner import Ran, Runner
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
-from keyside.executor.wire import Wire
+from keyside.executor.wire import Wire, checked
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, TryAgain, Unreachable
 
@@ -136,8 +137,9 @@ class Worker:
         try:
             line.send(plan)
             line.settle()
-            # While there is nothing else to do; it holds unless what comes now goes to a lane.
-            planned = self._plan()
+            # While there is nothing else to do; it holds unless what comes now goes to a lane. Where a queue was left
+            # out, the watchdog has to know which until this claim is over.
+            planned = b"" if self._claims.left_out else self._plan()
             claimed = self.wire.read_small()
         finally:
             self.claiming = False
@@ -228,7 +230,8 @@ class Worker:
                 # More wait, most likely: they can be here when these have run.
                 plan = self._claims.next(ahead=True)
                 if plan:
-                    self._line.claim_ahead(plan)
+                    with contextlib.suppress(Unreachable):  # these run all the same; the next to send notices
+                        self._line.claim_ahead(plan)
             self._run_here(device, here)
 
     def _run_here(self, device: str, jobs: Sequence[tuple[Model, Job]]) -> None:
@@ -238,7 +241,8 @@ class Worker:
         for model, together in batches(jobs):
             if unsent > LINGER_S:
                 # The first callers need not wait for the last. What the server says is read with the next claim.
-                self._line.send()
+                with contextlib.suppress(Unreachable):
+                    self._line.send()
                 unsent = 0.0
             ran = self._runner.run(model, together)
             unsent += ran.seconds
@@ -380,6 +384,7 @@ class Worker:
     def _belong_to(self, tag: bytes) -> None:
         """Serve the queues of a node from now on."""
         self._moved_to = b""
+        self._planned = None
         if tag == self.node.tag and self._claims.streams:
             return
         self.node = keys.NodeKeys(tag)
@@ -415,6 +420,7 @@ class Worker:
                 self._line.flush()
                 self._own_pending()
             except KeysideError:
+                self._line.lost()
                 pause = min(pause * 2, 2.0)
             else:
                 self.log.info("connected again")
@@ -424,9 +430,9 @@ class Worker:
         """Accept what a claim had brought when the connection broke before its reply was read."""
         now = time.monotonic()
         for stream, device in self._claims.streams.items():
-            reply = self.wire.call(
-                b"XREADGROUP", b"GROUP", GROUP, self.consumer, b"COUNT", 1000, b"STREAMS", stream, b"0"
-            )
+            # By the line: what the queue before has set off may not be answered yet.
+            command = (b"XREADGROUP", b"GROUP", GROUP, self.consumer, b"COUNT", 1000, b"STREAMS", stream, b"0")
+            reply = checked(self._line.call_many((command,))[0])
             entries = [entry for _, found in reply or () for entry in found if entry[0] not in self.held]
             self._accept(device, entries, now)
 
@@ -438,8 +444,9 @@ class Worker:
         patience.daemon = True
         patience.start()
         try:
-            while self._line.ahead:
-                self._serve_ahead()
+            with contextlib.suppress(LibraryMissing):  # flush loads it again
+                while self._line.ahead:
+                    self._serve_ahead()
             self._line.flush()
             while self.held and time.monotonic() < deadline:
                 self._room.wait(TICK)
