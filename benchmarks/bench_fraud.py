@@ -84,7 +84,9 @@ class Bench:
     def add_valkey(self, rig: Rig) -> None:
         """Let another server with an executor take part; it has nothing to do outside its turns."""
         fraud = rig.load_fraud()
-        self.contenders += [contender(rig, fraud, VALKEY) for contender in (Relay, RawSocket, BlockingClient)]
+        self.contenders += [
+            contender(rig, fraud, VALKEY) for contender in (Relay, RawSocket, BlockingClient, AsyncClient)
+        ]
         self._tell_idle("The bundled Valkey and its executor", rig.server.pid, rig.executor.pid)
 
     def _tell_idle(self, what: str, *pids: int) -> None:

@@ -38,8 +38,14 @@ class Loader:
         self._new_wire = new_wire
         self._consumer = consumer
         self._local = threading.local()
+        self._loading: set[int] = set()  # threads
         self._sharing = Sharing()
         self._log = structlog.get_logger()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a model is being loaded."""
+        return bool(self._loading)
 
     def load(self, ref: ModelRef) -> Model:
         """Load a version.
@@ -47,6 +53,14 @@ class Loader:
         Raises:
             KeysideError: it cannot be had or cannot be loaded; the text is for callers.
         """
+        me = threading.get_ident()
+        self._loading.add(me)
+        try:
+            return self._load(ref)
+        finally:
+            self._loading.discard(me)
+
+    def _load(self, ref: ModelRef) -> Model:
         key = str(ref.context)
         try:
             info, uid, (blob, digest) = self._read(ref, key)

@@ -160,8 +160,8 @@ class Worker:
     def _plan(self) -> bytes:
         """Return the next claim; empty if there is no room for more jobs."""
         plan = self._claims.next()
-        # Never beside a run: that needs the interpreter's lock when it ends, and the core maybe all the time.
-        self.wire.spin_s = 0.0 if self._claims.running else self._spin_s
+        # Never beside a run or a load: they need the interpreter's lock now and then, and the core maybe all the time.
+        self.wire.spin_s = 0.0 if self._claims.running or self._loader.busy else self._spin_s
         return plan
 
     def _take(self, reply: Any, planned: bytes = b"") -> None:
