@@ -75,7 +75,7 @@ class Settings:
         allow_code: load models that are code and cannot be checked.
         inline_ms: models whose runs take less than this run on the thread that reads jobs.
         spin_us: how long the thread that reads jobs looks for the next one before it sleeps, while jobs come that fast;
-            0: never.
+            0: never, and never where the process may use less than two cores.
         min_batch_timeout_ms: how long MINBATCHSIZE waits where MINBATCHTIMEOUT is not set.
         drain_s: how long to go on with claimed jobs after the request to stop.
     """

@@ -11,6 +11,7 @@ import hiredis
 import structlog
 
 from keyside import __version__
+from keyside.executor import cores
 from keyside.executor.batching import batches
 from keyside.executor.cache import ModelCache
 from keyside.executor.claims import Claims
@@ -36,6 +37,7 @@ __all__ = ["Worker"]
 TICK = 0.05
 START_S = 30.0
 LINGER_S = 0.0005
+SPIN_CORES = 2
 
 
 class Worker:
@@ -87,7 +89,8 @@ class Worker:
         self._belong_to(self.node.tag)
         self._line = Line(self.wire, self._delivery)
         self._room = threading.Event()
-        self._spin_s = settings.spin_us / 1e6
+        # On one core it would be in the way of whom it waits for; under a quota it would use that up.
+        self._spin_s = settings.spin_us / 1e6 if cores.allowed() >= SPIN_CORES else 0.0
         self._claim_thread = 0
         self._adopted: dict[str, bytes] = {}
         self.watchdog = Watchdog(self)
