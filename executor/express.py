@@ -49,7 +49,7 @@ class Express:
             if job.keyed or job.names or job.op != b"run" or job.deadline < server_ms:
                 return None
             model = self._cache.get_ready(job.model.decode())
-            if model is None or not 0.0 < model.run_s < self._quick_s or model.min_rows:
+            if model is None or not model.quicker_than(self._quick_s):
                 return None
             job.claimed = now
             job.decode()

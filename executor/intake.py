@@ -73,7 +73,7 @@ class Intake:
         values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())
         for job in jobs:
             try:
-                job.decode([next(values) for _ in job.missing] if job.keyed else ())
+                job.decode([next(values) for _ in job.missing])
             except KeysideError as error:
                 self._fail(job, error)
 

@@ -77,6 +77,10 @@ class Model:
         """Whether requests may be stacked on dim 0."""
         return self.loaded.stackable
 
+    def quicker_than(self, seconds: float) -> bool:
+        """Whether it is known to run in less time than that, and waits for no further rows."""
+        return 0.0 < self.run_s < seconds and not self.min_rows
+
     def timed(self, seconds: float) -> None:
         """Take note of how long a run took."""
         self.run_s = seconds if self.run_s == 0.0 else self.run_s + 0.2 * (seconds - self.run_s)

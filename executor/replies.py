@@ -54,8 +54,6 @@ class Replies:
             return None
         if len(results) == 1:
             data, front = results[0].tobytes(), parts[0]
-            if jobs == 1:
-                return [front + data]
             size = len(data) // jobs
             return [front + data[at : at + size] for at in range(0, len(data), size)]
         all_data = [result.tobytes() for result in results]

@@ -61,11 +61,8 @@ class Runner:
         """
         started = time.perf_counter()
         begun = time.monotonic()
-        if len(jobs) == 1:
-            queued, rows = begun - jobs[0].claimed, jobs[0].rows
-        else:
-            queued = sum([begun - job.claimed for job in jobs])
-            rows = sum([job.rows for job in jobs])
+        queued = sum([begun - job.claimed for job in jobs])
+        rows = sum([job.rows for job in jobs])
         try:
             results = self._run(model, jobs, rows)
         except Exception as error:  # noqa: BLE001  # memory may be short, too: it fails this job, not the executor

@@ -84,8 +84,9 @@ class Worker:
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
         self._intake = Intake(self.held, self.cache, self._loader, self._lanes, self._end)
         self._claims = Claims(self.consumer, self._lanes, self._intake, settings.claim, lambda: self.watchdog.shared)
-        self._express = Express(self.held, self.cache, self._runner, self._delivery, settings.inline_ms / 1000)
-        self._planned: bytes | None = None
+        self._quick_s = settings.inline_ms / 1000
+        self._express = Express(self.held, self.cache, self._runner, self._delivery, self._quick_s)
+        self._planned = b""  # the next claim, if it has been worked out already
         self._belong_to(self.node.tag)
         self._line = Line(self.wire, self._delivery)
         self._room = threading.Event()
@@ -126,9 +127,8 @@ class Worker:
             return
         if self._moved_to:
             self._belong_to(self._moved_to)
-            self._planned = None
         plan = self._planned or self._plan()
-        self._planned = None
+        self._planned = b""
         self.claiming = bool(plan)
         if not plan or self.stopping.is_set():
             self.claiming = False
@@ -146,17 +146,16 @@ class Worker:
             claimed = self.wire.read_small()
         finally:
             self.claiming = False
-        missing = bool(line.outbox)
-        self._take(claimed, planned)
-        if missing:
-            raise LibraryMissing("KS_COMPLETE")
+        self._take_all(claimed, planned)
 
     def _serve_ahead(self) -> None:
         """Take what the claim has brought that was made while the last batch ran."""
-        line = self._line
-        claimed = line.take_ahead()
-        missing = bool(line.outbox)
-        self._take(claimed)
+        self._take_all(self._line.take_ahead())
+
+    def _take_all(self, reply: Any, planned: bytes = b"") -> None:
+        """Accept what a claim has brought, even if what was sent before it has to be sent again; see `_take`."""
+        missing = bool(self._line.outbox)
+        self._take(reply, planned)
         if missing:
             raise LibraryMissing("KS_COMPLETE")
 
@@ -167,7 +166,7 @@ class Worker:
         self.wire.spin_s = 0.0 if self._claims.running or self._loader.busy else self._spin_s
         return plan
 
-    def _take(self, reply: Any, planned: bytes = b"") -> None:
+    def _take(self, reply: Any, planned: bytes) -> None:
         """Accept what a claim has brought.
 
         Args:
@@ -225,7 +224,7 @@ class Worker:
             runs_here = quick.get(model.id)
             if runs_here is None:
                 # A model that got faster must not overtake those of its jobs that still wait in the lane.
-                runs_here = quick[model.id] = self._is_quick(model) and not lane.holds(model)
+                runs_here = quick[model.id] = model.quicker_than(self._quick_s) and not lane.holds(model)
             (here if runs_here else queued).append(ready)
         lane.put(queued)
         if here:
@@ -259,9 +258,6 @@ class Worker:
             self._line.outbox.append(self._delivery.failed(device, (finished,)))
         else:
             self._lanes[device].end(finished)
-
-    def _is_quick(self, model: Model) -> bool:
-        return 0.0 < model.run_s * 1000 < self.settings.inline_ms and not model.min_rows
 
     def why_dead(self) -> str:
         """Return why the process should be restarted, or an empty text."""
@@ -387,7 +383,7 @@ class Worker:
     def _belong_to(self, tag: bytes) -> None:
         """Serve the queues of a node from now on."""
         self._moved_to = b""
-        self._planned = None
+        self._planned = b""
         if tag == self.node.tag and self._claims.streams:
             return
         self.node = keys.NodeKeys(tag)

@@ -9,14 +9,10 @@
 
 local MODES = { VALUE = 'VALUE', KEY = 'KEY', OWN = 'OWN', REF = 'REF' }
 
-local function predict_usage()
-  raise('BADARG', 'AI_PREDICT takes: target INPUTS n (VALUE npy | KEY key | OWN key | REF key)... [NAMES n name...] [OUTPUTS n key...] [TIMEOUT ms]')
-end
-
 local function predict_parsed(KEYS, ARGV)
   local count = args.int(ARGV[3] or '', 1, 1000)
-  if not count or (ARGV[2] ~= 'INPUTS' and string.upper(ARGV[2]) ~= 'INPUTS') then
-    predict_usage()
+  if not count or args.keyword(ARGV[2]) ~= 'INPUTS' then
+    raise('BADARG', 'AI_PREDICT takes: target INPUTS n (VALUE npy | KEY key | OWN key | REF key)... [NAMES n name...] [OUTPUTS n key...] [TIMEOUT ms]')
   end
   local list, owns, i = {}, false, 4
   for n = 1, count do

@@ -80,7 +80,7 @@ local function misfit(record, spec, header)
   spec.fits[header] = true
 end
 
--- The npy header of one input that is not among the known ones; `key` where it lies in one.
+-- The npy header of one input; `key` where it lies in one.
 local function parse(prefix, total, key)
   local header, problem, needed = npy.parse(prefix, total)
   if needed and key then
@@ -143,7 +143,7 @@ function inputs.look(record, spec, input)
     end
   end
   input.size = size
-  local header = npy.known(value, size) or parse(value, size, key)
+  local header = parse(value, size, key)
   if spec and not spec.fits[header] then
     misfit(record, spec, header)
   end

@@ -86,16 +86,23 @@ function jobs.reply(own, device, id, deadline, ticket, corr, text)
   jobs.push(ticket, corr, text, deadline + jobs.REPLY_GRACE_MS)
 end
 
+-- Other replies may wait on the same list: none of them goes before its time.
+local function keep_until(ticket, alone, expires)
+  expires = ('%d'):format(expires)
+  if alone then
+    redis.call('PEXPIREAT', ticket, expires)
+  else
+    redis.call('PEXPIREAT', ticket, expires, 'GT')
+  end
+end
+
 function jobs.push(ticket, corr, text, expires)
   if corr ~= '' then
     text = corr .. ' ' .. text
   end
   local pushed = redis.pcall('RPUSH', ticket, text)
-  if pushed == 1 then
-    redis.call('PEXPIREAT', ticket, ('%d'):format(expires))
-  elseif type(pushed) == 'number' then
-    -- Other replies wait on the same list: none of them goes before its time.
-    redis.call('PEXPIREAT', ticket, ('%d'):format(expires), 'GT')
+  if type(pushed) == 'number' then
+    keep_until(ticket, pushed == 1, expires)
   end
 end
 
@@ -119,12 +126,7 @@ function jobs.push_collected(lists)
       length = redis.pcall('RPUSH', ticket, unpack(list, from, math.min(from + 999, count)))
     end
     if type(length) == 'number' then
-      local expires = ('%d'):format(list.deadline + jobs.REPLY_GRACE_MS)
-      if length == count then
-        redis.call('PEXPIREAT', ticket, expires)
-      else
-        redis.call('PEXPIREAT', ticket, expires, 'GT')
-      end
+      keep_until(ticket, length == count, list.deadline + jobs.REPLY_GRACE_MS)
     end
   end
 end

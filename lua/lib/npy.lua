@@ -188,15 +188,6 @@ local function bad_front(prefix, total)
   return nil
 end
 
---- The header of a file that begins like one seen before, from its first bytes and its length; nil: ask npy.parse.
-function npy.known(prefix, total)
-  local low, high = prefix:byte(9, 10)
-  local header = high and npy_cache[prefix:sub(1, 10 + low + 256 * high)]
-  if header and header.total == total then
-    return header
-  end
-end
-
 --- Reads the header of a .npy file from its first bytes (at least 10, or all of them) and its length -> header;
 -- or nil, what is wrong; or nil, what is wrong, n where the file may be right but its first n bytes are needed to tell.
 -- A header is {dtype='FLOAT', kind='float', descr='<f4', itemsize=4, shape={1, 30}, dims='1,30', count=30, offset=128,

@@ -5,13 +5,12 @@ local options = {}
 
 -- Keywords are nearly always sent in capitals: then a look-up tells, and no other string is made.
 local OPTION_WORDS = { TIMEOUT = 'TIMEOUT', TICKET = 'TICKET', ID = 'ID' }
-local LONGEST_WORD = 7
 
 -- The kinds of private names (docs/protocol.md section 2) that are lists for replies.
 local TICKETS = { t = true, mb = true, ticket = true }
 
 local function option_word(text)
-  return OPTION_WORDS[text] or (#text <= LONGEST_WORD and OPTION_WORDS[string.upper(text)])
+  return OPTION_WORDS[text] or OPTION_WORDS[args.keyword(text)]
 end
 
 local function is_ticket(name)
