@@ -15,7 +15,25 @@ ROW = npy.to_bytes(np.arange(4, dtype=np.float32).reshape(1, 4))
 NOW = 9_007_199_254_740_991  # a deadline that never comes
 
 numbers = st.sampled_from(
-    [0, 1, 2, -1, 7, 255, 2**31, 2**32, 2**53 - 1, 2**53, 2**63 - 1, 2**64 - 1, -(2**63), 10**30, 1.5, float("nan"), 1e400]
+    [
+        0,
+        1,
+        2,
+        -1,
+        7,
+        255,
+        2**31,
+        2**32,
+        2**53 - 1,
+        2**53,
+        2**63 - 1,
+        2**64 - 1,
+        -(2**63),
+        10**30,
+        1.5,
+        float("nan"),
+        1e400,
+    ]
 )
 hostile_text = st.sampled_from(
     [
@@ -25,7 +43,9 @@ hostile_text = st.sampled_from(
     ]
 )  # fmt: skip
 scalars = st.none() | st.booleans() | numbers | hostile_text | st.binary(max_size=9)
-trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hostile_text, inner, max_size=3))
+trees = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hostile_text, inner, max_size=3)
+)
 
 
 @st.composite
@@ -81,9 +101,13 @@ def hostile_json(draw: st.DrawFn, value: Any) -> bytes:
 def hostile_msgpack(draw: st.DrawFn, value: Any) -> bytes:
     """A msgpack text that is nearly this value, or none at all."""
     if draw(st.integers(0, 6)) == 0:
-        return draw(st.sampled_from([b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91" * 2000, b"\xdf\x7f\xff\xff\xff", b"\x9c"]))
+        return draw(
+            st.sampled_from([b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91" * 2000, b"\xdf\x7f\xff\xff\xff", b"\x9c"])
+        )
     try:
-        raw = bytes(msgpack.packb(draw(wounded(value)), use_bin_type=draw(st.booleans()), unicode_errors="surrogatepass"))
+        raw = bytes(
+            msgpack.packb(draw(wounded(value)), use_bin_type=draw(st.booleans()), unicode_errors="surrogatepass")
+        )
     except (TypeError, ValueError, OverflowError, RecursionError):
         raw = b"\x9c\x01"
     return raw[: draw(st.integers(0, len(raw)))] if draw(st.integers(0, 9)) == 0 else raw
@@ -106,7 +130,20 @@ def entries(draw: st.DrawFn, model: str, key: str, load: str) -> list[Any]:
         if draw(st.integers(0, 3)) == 0:
             header[9] = draw(st.sampled_from([["x"], ["y"], ["x", "x"], [""]]))
     else:
-        header = [1, "load", draw(st.sampled_from([model, load, "0-1", "x-9007199254740991"])), key, 1, 0, "", "", [], [], [], 0]
+        header = [
+            1,
+            "load",
+            draw(st.sampled_from([model, load, "0-1", "x-9007199254740991"])),
+            key,
+            1,
+            0,
+            "",
+            "",
+            [],
+            [],
+            [],
+            0,
+        ]
     packed = draw(hostile_msgpack(header))
     value = draw(st.sampled_from([ROW, ROW, ROW, ROW[:-1], b"", b"\x93NUMPY", npy.to_bytes(np.zeros((0, 4), np.float32)),
                                   npy.to_bytes(np.array("text")), npy.to_bytes(np.zeros((3, 5)))]))  # fmt: skip
@@ -137,7 +174,9 @@ def replies() -> st.SearchStrategy[bytes]:
     """The reply to a prediction, or nearly."""
     good: dict[str, Any] = {"target": "m@1", "outputs": {"y": ROW}}
     staged: dict[str, Any] = {"target": "m@1", "outputs": {"y": "fuzz:staged", "z": ROW}}
-    words = st.sampled_from([b"OK", b"", b" ", b"OK ", b"ERR", b"BUSY", b"TIMEDOUT ", b"x" * 9, b"\xff", b"\x7f", b"\0", b"MOVED 1 a:1"])
+    words = st.sampled_from(
+        [b"OK", b"", b" ", b"OK ", b"ERR", b"BUSY", b"TIMEDOUT ", b"x" * 9, b"\xff", b"\x7f", b"\0", b"MOVED 1 a:1"]
+    )
     return hostile_msgpack(good) | hostile_msgpack(staged) | words | st.binary(max_size=30)
 
 
@@ -147,7 +186,10 @@ FIELDS = [
     "1:expected", "1:digest", "1:sha1", "1:signature", "1:created", "1:ready", "0:state", "2:state", "9" * 5000 + ":state",
     "\u0661:state", "-1:state", "1:", ":", "1:state:x", "rev",
 ]  # fmt: skip
-SIGNATURE = {"inputs": [{"name": "x", "dtype": "FLOAT", "shape": [-1, 4]}], "outputs": [{"name": "y", "dtype": "FLOAT", "shape": [-1, 4]}]}
+SIGNATURE = {
+    "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [-1, 4]}],
+    "outputs": [{"name": "y", "dtype": "FLOAT", "shape": [-1, 4]}],
+}
 
 
 @st.composite

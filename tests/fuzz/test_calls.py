@@ -26,7 +26,9 @@ WORDS_OF_CALLS = [word for words in SOUND.values() for word in words]
 BIG = [b"\xff" * 70_000, "9" * 5_000, b"{" * 20_000, b"\x93NUMPY\x01\x00\xff\xff" + b" " * 66_000, "x" * 1025]
 SAME_SLOT = ["{s}x", "{s}y", "{s}large", "{s}none"]
 
-word = tokens | st.sampled_from(WORDS_OF_CALLS) | st.sampled_from(BIG) | st.binary(max_size=12) | st.integers(-9, 10**18)
+word = (
+    tokens | st.sampled_from(WORDS_OF_CALLS) | st.sampled_from(BIG) | st.binary(max_size=12) | st.integers(-9, 10**18)
+)
 name = st.sampled_from(NAMES) | st.sampled_from(SAME_SLOT) | st.binary(max_size=12)
 
 

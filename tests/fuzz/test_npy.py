@@ -35,7 +35,9 @@ def shapes(draw: st.DrawFn) -> str:
     """A shape, or nearly one."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.sampled_from(["()", "(1)", "(,)", "( , )", "[1,]", "(1,,)", "((1,),)", "1", "(", "None"]))
-    dims = draw(st.lists(st.sampled_from(NUMBERS[:6]) | st.sampled_from(NUMBERS), max_size=draw(st.sampled_from([3, 34]))))
+    dims = draw(
+        st.lists(st.sampled_from(NUMBERS[:6]) | st.sampled_from(NUMBERS), max_size=draw(st.sampled_from([3, 34])))
+    )
     text = ",".join(draw(BLANKS) + dim + draw(BLANKS) for dim in dims)
     if len(dims) == 1 or draw(st.integers(0, 5)) == 0:
         text += "," + draw(BLANKS)
@@ -86,7 +88,9 @@ def mutated(draw: st.DrawFn) -> bytes:
             case 1:
                 del value[at : at + draw(st.integers(1, 20))]
             case 2:
-                value[at:at] = draw(st.sampled_from([b"0", b"9", b"-", b",", b" ", b"'", b"(", b")", b"\n", b"\0", b"{"]))
+                value[at:at] = draw(
+                    st.sampled_from([b"0", b"9", b"-", b",", b" ", b"'", b"(", b")", b"\n", b"\0", b"{"])
+                )
             case 3:
                 del value[at:]
             case 4:
