@@ -271,7 +271,8 @@ def _parse_infos(reply: Any) -> list[dict[str, Any]]:
                 continue
             if isinstance(info, Mapping):
                 # Whoever may write there may have written anything: what everybody looks at is a list of words.
-                devices = info.get("devices")
-                words = [word for word in devices if isinstance(word, str)] if isinstance(devices, list) else []
-                found.append({**info, "devices": words})
+                devices = info.get("devices", [])
+                if not isinstance(devices, list) or not all(isinstance(word, str) for word in devices):
+                    info = {**info, "devices": []}
+                found.append(dict(info))
     return found
