@@ -70,7 +70,8 @@ class Wire:
             Unreachable: the server cannot be reached or refuses.
         """
         self.close()
-        connection: Any = self._pool.make_connection()
+        # Not the pool's make_connection: it counts all that it ever made, and stops at 100.
+        connection: Any = self._pool.connection_class(**self._pool.connection_kwargs)
         try:
             connection.connect()
         except (redis.RedisError, OSError) as error:

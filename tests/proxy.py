@@ -257,9 +257,10 @@ class Proxy:
         if pump.left is not None:
             data = data[: pump.left]
             pump.left -= len(data)
-        for at in range(0, len(data), drip or len(data)):
+        step = drip or max(len(data), 1)
+        for at in range(0, len(data), step):
             _rest(delay, pump.faults)
-            sink.sendall(data[at : at + (drip or len(data))])
+            sink.sendall(data[at : at + step])
         return pump.left is None or pump.left > 0
 
     def _take_hold(self, data: bytes, pump: _Pump) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ import numpy as np
 from tests.clients import connector
 
 from keyside import Key
-from keyside.tensorstore.errors import Cancelled, KeysideError
+from keyside.tensorstore.errors import Cancelled, KeysideError, StateError, TransportError
 from keyside.tensorstore.keys import SLOTS, slot_tag
 
 LARGE_ROWS = 5_000
@@ -32,8 +32,10 @@ SLOW_TURNS = 20_000
 MARGIN_S = 1.5
 """A call may end so much later than its deadline and the time in which a dead connection is noticed."""
 HUNG_S = 20.0
-KEPT = 20_000
-PX = 600_000
+WATCHED = 500
+AGE_S = 15.0
+"""Longer than a lease, or a retry, may bring back what was over."""
+PX = 180_000
 
 Array = np.ndarray[Any, Any]
 
@@ -97,8 +99,10 @@ class Caller:
         self.result = Result()
         self.stopping = False
         self._numbers = itertools.count()
-        self.marked: list[tuple[str, int, float]] = []  # key, number, when: it holds the mark and nothing else
-        self.absent: list[tuple[str, float]] = []  # key, when: it holds nothing
+        # Keys that nobody may write any more: since when, and what they hold, the mark or nothing.
+        self.watched: deque[tuple[str, float, int | None]] = deque()
+        self.suspects: list[tuple[str, float, str]] = []
+        self.looked = 0
         self._kinds: dict[str, tuple[int, Callable[[int, random.Random], Awaitable[None]]]] = {
             "value": (30, self._value),
             "large value": (3, self._large_value),
@@ -197,6 +201,7 @@ class Caller:
         await self._timed(self.client.execute("echo", source, target))
         same(await self.client.get(target), x)
         await self._mark(target, n)
+        await self.client.delete(source)
 
     async def _large_keys(self, n: int, rng: random.Random) -> None:
         await self._keys(n, rng, LARGE_ROWS)
@@ -204,8 +209,30 @@ class Caller:
     async def _mark(self, key: str, n: int) -> None:
         """Whoever writes an answer twice writes over this."""
         await self.client.set(key, np.full((1, 1), -1 - self._mine(n), np.int64), px=PX)
-        if len(self.marked) < KEPT:
-            self.marked.append((key, n, time.time()))
+        await self._watch(key, -1 - self._mine(n))
+
+    async def _watch(self, key: str, mark: int | None) -> None:
+        """Look at a key once more when a good while has passed, and then let go of it."""
+        self.watched.append((key, time.time(), mark))
+        if len(self.watched) > WATCHED and time.time() - self.watched[0][1] > AGE_S:
+            await self._look(*self.watched.popleft())
+
+    async def _look(self, key: str, since: float, mark: int | None) -> None:
+        try:
+            if mark is None:
+                problem = "written although its job was cancelled" if await self.client.exists(key) else ""
+            else:
+                held = await self.client.get(key)
+                right = held.shape == (1, 1) and held[0, 0] == mark
+                problem = "" if right else "written again after its answer was read"
+                await self.client.delete(key)
+        except (TransportError, StateError):
+            return  # it is not known
+        except KeysideError as error:
+            problem = str(error)
+        self.looked += 1
+        if problem:
+            self.suspects.append((key, since, problem))
 
     async def _captured(self, n: int, rng: random.Random) -> None:
         rows = LARGE_ROWS if rng.randrange(5) == 0 else 2
@@ -233,9 +260,8 @@ class Caller:
         await self.client.set(base + "x", x, px=PX)
         handle = await self._timed(self.client.submit("slow", base + "x", base + "y"))
         await asyncio.sleep(0.02 * rng.random())
-        if await self.client_cancel(handle):
-            if len(self.absent) < KEPT:
-                self.absent.append((base + "y", time.time()))
+        if await handle.cancel():
+            await self._watch(base + "y", None)
             try:
                 await self._timed(handle.result(), jobs=0)
             except Cancelled:
@@ -243,11 +269,7 @@ class Caller:
             raise Wrong("cancelled, and yet it has a result")
         await self._timed(handle.result(), jobs=0)
         same(await self.client.get(base + "y"), x)
-
-    async def client_cancel(self, handle: Any) -> bool:
-        """Cancel; whether that could be done, which a lost connection may leave unknown."""
-        done: bool = await handle.cancel()
-        return done
+        await self.client.delete(base + "x", base + "y")
 
     async def _short(self, n: int, rng: random.Random) -> None:
         x = np.array([[SLOW_TURNS + n % 997]], np.int64)
@@ -276,26 +298,14 @@ class Caller:
 
     async def check(self, unsure: list[tuple[float, float]]) -> dict[str, Any]:
         """Look at the keys that nobody should have written since."""
-        doubled: list[str] = []
-        looked = 0
-        for key, n, when in self.marked:
-            if any(first <= when <= last for first, last in unsure):
-                continue
-            looked += 1
-            try:
-                held = await self.client.get(key)
-            except KeysideError as error:
-                doubled.append(f"{key}: {error}")
-                continue
-            if held.shape != (1, 1) or held[0, 0] != -1 - self._mine(n):
-                doubled.append(f"{key}: written again after its answer was read")
-        for key, when in self.absent:
-            if any(first <= when <= last for first, last in unsure):
-                continue
-            looked += 1
-            if await self.client.exists(key):
-                doubled.append(f"{key}: written although its job was cancelled")
-        return {"looked": looked, "doubled": doubled[:20], "doubled_count": len(doubled)}
+        while self.watched:
+            await self._look(*self.watched.popleft())
+        doubled = [
+            f"{key}: {problem}"
+            for key, since, problem in self.suspects
+            if not any(first <= since <= last for first, last in unsure)
+        ]
+        return {"looked": self.looked, "doubled": doubled[:20], "unsure": len(self.suspects) - len(doubled)}
 
 
 def same(got: Any, wanted: Array) -> None:

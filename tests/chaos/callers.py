@@ -75,6 +75,7 @@ class Callers:
         self.total = Result()
         self.checked = 0
         self.doubled: list[str] = []
+        self.unsure = 0
         self._next = max(config.number for config in configs) + 1
 
     def replace(self, index: int) -> None:
@@ -122,6 +123,7 @@ class Callers:
             said = process.answer(seconds)
             self.checked += said["looked"]
             self.doubled += said["doubled"]
+            self.unsure += said["unsure"]
 
     def end(self) -> None:
         """End all of them."""

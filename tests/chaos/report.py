@@ -55,6 +55,7 @@ def report(world: World, callers: Callers, trouble: Trouble, seconds: float, see
         "counted": sum(world.counted().values()),
         "keys looked at": callers.checked,
         "doubled": callers.doubled,
+        "unsure": callers.unsure,
         "left": world.left(),
         "executors": world.trouble(),
         "memory": {name: {"first": found[0][1], "last": found[-1][1], "growth": growth(found)} for name, found in memory.items()},
@@ -81,6 +82,8 @@ def verdict(found: dict[str, Any], *, waited: bool, flat: float | None = None) -
         "internal" in text or "ERR" in text for text in found["strange"]
     ):
         wrong.append("calls, answers and codes do not add up")
+    if not found["slots moved"] and not found["callers killed"] and found["counted"] > found["jobs"]:
+        wrong.append(f"executors have ended {found['counted']} jobs of {found['jobs']}")
     if found["right"] < 0.5 * found["calls"]:
         wrong.append(f"only {found['right']} of {found['calls']} calls had an answer")
     left = found["left"]
@@ -111,7 +114,7 @@ def show(found: dict[str, Any], problems: list[str]) -> str:
         f"  wrong {len(found['wrong'])}, hung {len(found['hung'])}, late {len(found['late'])} (latest {found['latest']:g} s), "
         f"not a KeysideError or internal {len(found['strange'])}",
         f"jobs {found['jobs']:,}, ended by executors {found['counted']:,}; keys looked at again {found['keys looked at']:,}, "
-        f"written twice {len(found['doubled'])}",
+        f"written twice {len(found['doubled'])}, not to be told after a failover {found['unsure']}",
         f"left: {found['left']['kinds']} (number, longest TTL in ms), without TTL {len(found['left']['forever'])}, "
         f"replies nobody read {found['left']['unread']}",
     ]
