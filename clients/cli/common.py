@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import redis
 
 __all__ = [
+    "CLUSTER_DIR",
     "DATA_DIR",
     "NoServerNamed",
     "State",
@@ -34,6 +35,8 @@ __all__ = [
 
 DATA_DIR = "keyside-data"
 """Where `keyside up` keeps its data if nothing else is said."""
+CLUSTER_DIR = "keyside-cluster"
+"""Likewise `keyside cluster`."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -67,7 +70,7 @@ class State:
         return self.url or os.environ.get("REDIS_URL", "").strip()
 
     def server_url(self) -> str:
-        """Return the server that was named; else that of a `keyside up` in this directory.
+        """Return the server that was named; else that of a `keyside up`, or a `keyside cluster`, in this directory.
 
         Raises:
             NoServerNamed: There is neither.
@@ -75,10 +78,11 @@ class State:
         named = self.named_url()
         if named:
             return named
+        from keyside.clients.cluster_dev import running_cluster
         from keyside.clients.server import running
 
         folder = os.environ.get("KEYSIDE_DATA_DIR") or DATA_DIR
-        url = running(folder)
+        url = running(folder) or running_cluster(os.environ.get("KEYSIDE_CLUSTER_DIR") or CLUSTER_DIR)
         if not url:
             raise NoServerNamed(
                 f"no server: name one with --url, KEYSIDE_URL or REDIS_URL, or start one here with `keyside up` "

@@ -285,7 +285,7 @@ class Keeper:
         while running:
             code = running[0].wait(TICK_S)
             if code is not None:
-                if code:
+                if code and code != -signal.SIGTERM:  # told to stop before it had begun
                     say(f"{running[0].label} ended with {described(code)}")
                     orderly = False
                 running.pop(0)
