@@ -77,9 +77,8 @@ def cluster(
             keeper.servers = list(made.nodes)
             kept = _executors(made, executors, variables(given))
             if kept:
-                say(
-                    f"starting {executors} executor{'s' * (executors > 1)} for each node; what they say is in its folder"
-                )
+                each = "an executor" if executors == 1 else f"{executors} executors"
+                say(f"starting {each} for each node; what they log is in its folder")
             keeper.start(kept)
             _announce(state, made, kept)
             keeper.keep(made.look)

@@ -23,8 +23,10 @@ __all__ = [
     "State",
     "clean",
     "common",
+    "count",
     "fail",
     "flag",
+    "human_age",
     "human_bytes",
     "need",
     "option",
@@ -197,6 +199,25 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def human_age(ms: float) -> str:
+    """Write a time that has passed as people do."""
+    seconds = ms / 1000
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def count(number: int, what: str, many: str = "") -> str:
+    """Write a number of things.
+
+    Args:
+        number: How many.
+        what: One of them.
+        many: Several, if it is not made with an s.
+    """
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
 
 
 def redacted(url: str) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keyside.clients.cli.common import State, common, redacted, say
+from keyside.tensorstore.errors import Unreachable
 
 if TYPE_CHECKING:
     import redis
@@ -33,23 +34,31 @@ def install(state: State, force: bool) -> None:
 
     url = state.server_url()
     done = []
-    for name, client in _primaries(url):
-        with client:
-            result = ensure_library(client, force=force)
+    failed = []
+    for name, client in _primaries(state, redacted(url)):
+        try:
+            with client:
+                result = ensure_library(client, force=force)
+        except Unreachable as error:
+            if name == redacted(url):
+                raise
+            failed.append(name)
+            say(f"{name}: {error}")
+            continue
         done.append({"server": name, "result": result})
         say(f"{name}: {_SAID[result].format(version=library.LIBRARY_VERSION)}")
-    state.emit({"version": library.LIBRARY_VERSION, "digest": library.digest(), "servers": done}, "")
+    state.emit({"version": library.LIBRARY_VERSION, "digest": library.digest(), "servers": done, "failed": failed}, "")
+    if failed:
+        raise Unreachable(f"not loaded on {', '.join(failed)}: call it again once they answer")
 
 
-def _primaries(url: str) -> "list[tuple[str, redis.Redis]]":
+def _primaries(state: State, name: str) -> "list[tuple[str, redis.Redis]]":
     """Clients of the servers that functions have to be loaded into, with their names."""
-    from keyside.clients.admin import command, connect, connect_cluster
+    from keyside.clients.cli.nodes import client_of, read_nodes
 
-    client = connect(url)
-    if not command(client, "INFO", "cluster").get("cluster_enabled"):
-        return [(redacted(url), client)]
-    if url.startswith("unix:"):
-        say("this node of the cluster only: a redis:// address reaches all of them")
-        return [(url, client)]
-    client.close()
-    return sorted(connect_cluster(url).items())
+    with state.connect() as client:
+        nodes = [node for node in read_nodes(client) if node.primary]
+        if not nodes[0].id:
+            return [(name, client_of(client, nodes[0]))]
+        # A primary that is down and was replaced has no slots.
+        return [(node.address, client_of(client, node)) for node in nodes if node.slots or node.state == "ok"]
