@@ -74,8 +74,8 @@ def lua_broken(facts: Facts, node: str = "") -> Finding:
     return Finding(
         "functions",
         FAIL,
-        f"broken: the node owns slots, yet every function hears that its keys are elsewhere ({facts.lua}). On Valkey "
-        "one script that names keys of two slots in one command does this to the whole node, whoever sent it",
+        f"none works, though the node owns slots: each hears that its keys are elsewhere ({facts.lua}). On Valkey one "
+        "script that names keys of two slots in one command does this to the whole node, whoever sent it",
         "restart this server (a failover to its replica first keeps the shard serving); then find that script: Keyside "
         "has none",
         node,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keyside.clients.cli.common import State, clean, common, count, redacted
+from keyside.clients.cli.common import State, clean, common, redacted
 from keyside.tensorstore.errors import KeysideError, Unreachable
 
 if TYPE_CHECKING:
@@ -82,11 +82,9 @@ def _of_cluster(view: "View", findings: "list[Finding]", everything: bool) -> li
     whole = [one for one in findings if not one.node]
     single = [one for one in findings if one.node and (everything or one.status != OK)]
     rows = merged((*whole, *single), len(view.nodes))
-    primaries = sum(node.primary for node in view.nodes)
-    replicas = count(len(view.nodes) - primaries, "replica")
-    lines = [f"cluster of {count(primaries, 'primary', 'primaries')} and {replicas}", "", *_table(rows), ""]
+    lines = [view.title, "", *_table(rows), ""]
     for node in view.nodes:
-        role = "primary" if node.primary else f"replica of {view.named(node.of)}"
+        role = f"replica of {view.named(node.of)}" if not node.primary else "primary" if node.slots else "no slots"
         of_node = [one for one in findings if one.node == node.address]
         well = ", ".join(dict.fromkeys(one.name for one in of_node if one.status == OK))
         wrong = sum(one.status != OK for one in of_node)

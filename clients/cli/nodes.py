@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from keyside.clients.admin import command
 from keyside.clients.cli import node as node_facts
+from keyside.clients.cli.common import count
 from keyside.clients.cli.facts import Facts, gather, revisions
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import KeysideError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Difference", "Node", "View", "client_of", "differences", "look", "parse_nodes", "read_nodes"]
 
 _T = TypeVar("_T")
-CONNECT_S, ANSWER_S = 2.0, 10.0
+CONNECT_S, ANSWER_S = 2.0, 3.0
 SETTLE_S = 1.0  # what is on its way to the other nodes arrives within that
 _CHUNK = 2_000
 
@@ -98,6 +99,15 @@ class View:
     facts: dict[Node, Facts] = dataclasses.field(default_factory=dict)
     errors: dict[Node, str] = dataclasses.field(default_factory=dict)
     differences: list[Difference] = dataclasses.field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What it consists of, in words."""
+        homes = sum(node.primary and bool(node.slots) for node in self.nodes)
+        replicas = sum(not node.primary for node in self.nodes)
+        empty = len(self.nodes) - homes - replicas
+        more = f" and {count(empty, 'node')} without slots" if empty else ""
+        return f"cluster of {count(homes, 'primary', 'primaries')}, {count(replicas, 'replica')}{more}"
 
     def named(self, node_id: str) -> str:
         """Return the address of a node by its id; the id if it is not known."""

@@ -57,7 +57,7 @@ def _show(state: State, url: str, *, again: bool = False) -> int:
     if again:
         _clear(state)
         data["time"] = time.time()
-    state.emit(data, _text(data, again=again))
+    state.emit(data, _text(data, view.title, again=again))
     return int(failed)
 
 
@@ -66,15 +66,14 @@ def _show(state: State, url: str, *, again: bool = False) -> int:
 
 def _data(view: Any) -> dict[str, Any]:
     nodes = [_node(view, node) for node in view.nodes]
-    primaries = [one for one in nodes if one["role"] == "primary"]
-    homes = [one for one in primaries if one["slots"]] or primaries
+    homes = [one for one in nodes if one["role"] == "primary" and (one["slots"] or not view.clustered)]
     return {
         "clustered": view.clustered,
         "state": view.state,
         "nodes": nodes,
         "totals": {
-            "primaries": len(primaries),
-            "replicas": len(nodes) - len(primaries),
+            "primaries": len(homes),
+            "replicas": sum(one["role"] == "replica" for one in nodes),
             "slots": sum(one["slot_count"] for one in nodes),
             "executors": sum(len(one["executors"]) for one in nodes),
             "standby": sum(one["standby"] for one in nodes),
@@ -155,13 +154,13 @@ def _executor(info: dict[str, Any]) -> dict[str, Any]:
 # --- as text
 
 
-def _text(data: dict[str, Any], *, again: bool) -> str:
+def _text(data: dict[str, Any], title: str, *, again: bool) -> str:
     from keyside.clients.cli.checks import COLOURS, Finding
     from keyside.clients.cli.verdict import merged
 
     nodes, totals = data["nodes"], data["totals"]
     when = f"{time.strftime('%H:%M:%S')}  " if again else ""
-    head = f"{when}{_headline(data)}"
+    head = f"{when}{_headline(data, title)}"
     rows = [_row(one, data["clustered"]) for one in nodes]
     headers = ("NODE", "ROLE", "SLOTS", "TAG", "LIBRARY", "MODELS", "EXECUTORS", "JOBS", "RUNNING", "OLDEST", "DEAD")
     skip = 0 if data["clustered"] else 4
@@ -211,7 +210,7 @@ def _text(data: dict[str, Any], *, again: bool) -> str:
     return "\n".join(lines)
 
 
-def _headline(data: dict[str, Any]) -> str:
+def _headline(data: dict[str, Any], title: str) -> str:
     from keyside.tensorstore.keys import SLOTS
 
     totals = data["totals"]
@@ -219,15 +218,14 @@ def _headline(data: dict[str, Any]) -> str:
     if not data["clustered"]:
         return f"{servers} at {data['url']}"
     down = sum(not one["reachable"] for one in data["nodes"])
-    return (
-        f"cluster of {count(totals['primaries'], 'primary', 'primaries')} and "
-        f"{count(totals['replicas'], 'replica')}, {servers}: state {data['state']}, {totals['slots']} of {SLOTS} slots"
-        + (f", {count(down, 'node')} not reachable" if down else "")
-    )
+    missing = f", {count(down, 'node')} not reachable" if down else ""
+    return f"{title}, {servers}: state {data['state']}, {totals['slots']} of {SLOTS} slots{missing}"
 
 
 def _row(one: dict[str, Any], clustered: bool) -> tuple[Any, ...]:
-    role = one["role"] if one["role"] == "primary" else f"replica of {one['primary']}"
+    role = "primary" if one["slots"] or not clustered else "no slots"
+    if one["role"] == "replica":
+        role = f"replica of {one['primary']}"
     address = one["address"] if not clustered or one["role"] == "primary" else f"  {one['address']}"
     if not one["reachable"]:
         word = {"unreachable": "not reachable", "failed": "down", "suspected": "down?"}.get(one["state"], one["state"])

@@ -106,17 +106,26 @@ def _unreachable(view: View) -> Iterator[Finding]:
     for node, why in view.errors.items():
         reason = why.partition(" ")[2] or why
         if node.state == "ok" and (node.linked or node.me):
-            text = f"cannot be looked at from here, though the cluster says that it is well: {reason}"
-            fix = "clients must reach the address that it announces (cluster-announce-ip), with the same password"
+            text = f"does not answer here, though the cluster takes it for well: {reason}"
+            fix = (
+                "it may hang: see its log and its load; or clients do not reach the address that it announces "
+                "(cluster-announce-ip), or it wants another password"
+            )
             yield Finding("node", FAIL if node.primary else WARN, text, fix, node.address)
             continue
-        what = "a replica" if not node.primary else "a primary with slots" if node.slots else "a former primary"
-        text = f"{what}, {'is down' if node.state == 'failed' else 'does not answer'}: {reason}"
+        what = (
+            f"a replica of {view.named(node.of)}" if not node.primary else "a primary with slots" if node.slots else ""
+        )
+        text = (
+            f"{what or 'a node without slots'} {'is down' if node.state == 'failed' else 'does not answer'}: {reason}"
+        )
         fix = (
             "start it again"
             if node.slots
             else "start it again: it joins as a replica, or CLUSTER FORGET it on all nodes"
         )
+        if not node.primary:
+            fix = "start it again; until then its primary has no stand-in"
         yield Finding("node", FAIL if node.slots else WARN, text, fix, node.address)
     for node in view.facts:
         if node.state in ("failed", "suspected"):
