@@ -277,6 +277,11 @@ def _hz(facts: Facts) -> Iterator[Finding]:
 
 
 def _unread(facts: Facts) -> Iterator[Finding]:
+    reasons: dict[str, list[str]] = {}
     for what, why in facts.problems.items():
         if what not in ("library", "config"):
-            yield Finding(what, WARN, f"could not be looked at: {why}", "allow this user to read it, or use another")
+            reasons.setdefault(why, []).append(what)
+    for why, whats in reasons.items():
+        down = "CLUSTERDOWN" in why
+        fix = "see what is said of the cluster" if down else "allow this user to read it, or use another"
+        yield Finding(", ".join(whats), WARN, f"could not be looked at: {why}", fix)

@@ -196,9 +196,9 @@ def bare(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def _noting(facts: Facts, what: str) -> Iterator[None]:
     try:
         yield
-    except Unreachable:
-        raise
     except KeysideError as error:
+        if isinstance(error, Unreachable) and not getattr(error.__cause__, "status_code", None):
+            raise  # it is gone; a node of a cluster that is down still answers, if only that
         facts.problems[what] = str(error)
 
 

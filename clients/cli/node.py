@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from keyside.tensorstore import keys
@@ -114,8 +115,16 @@ def devices(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, A
     return sorted(found)
 
 
-def queues(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def queues(
+    client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, Any]], more: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """Return for each device queue: jobs in it, how many of them are claimed, bytes, age of the oldest, its executors.
+
+    Args:
+        client: A client of the node.
+        names: Its own keys.
+        alive: Its executors.
+        more: Devices to look for besides those of the executors and the catalog.
 
     Raises:
         KeysideError: The server refuses or is gone.
@@ -126,7 +135,7 @@ def queues(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, An
     client.response_callbacks.pop("XPENDING", None)
     client.response_callbacks.pop("XRANGE", None)
     found: list[dict[str, Any]] = []
-    for device in devices(client, names, alive):
+    for device in sorted({*devices(client, names, alive), *more}):
         depth = claimed = 0
         ages: list[int] = []
         try:

@@ -267,8 +267,9 @@ def _look_for_moved(entry: "redis.Redis", view: View) -> None:
     def read(client: "redis.Redis") -> list[dict[str, Any]]:
         own = node_facts.own_slots(client)
         others = [tags[slot] for first, last in own for slot in range(first, last + 1)][1:]
-        return moved_queues(client, others)
+        return moved_queues(client, others, devices)
 
+    devices = {"CPU", "GPU"} | {queue["device"] for facts in view.facts.values() for queue in facts.queues}
     with_slots = [node for node, facts in view.facts.items() if facts.slots]
     for node, result in _at_all(entry, with_slots, read).items():
         if isinstance(result, str):
@@ -277,8 +278,13 @@ def _look_for_moved(entry: "redis.Redis", view: View) -> None:
             view.facts[node].moved = result
 
 
-def moved_queues(client: "redis.Redis", tags: list[bytes]) -> list[dict[str, Any]]:
+def moved_queues(client: "redis.Redis", tags: list[bytes], devices: Iterable[str]) -> list[dict[str, Any]]:
     """Return the queues with jobs of tags that are not the node's own, though their slots are.
+
+    Args:
+        client: A client of the node.
+        tags: Those of all its slots but the lowest.
+        devices: What devices there are.
 
     Raises:
         KeysideError: The server refuses or is gone.
@@ -300,7 +306,7 @@ def moved_queues(client: "redis.Redis", tags: list[bytes]) -> list[dict[str, Any
     return [
         {"tag": tag.decode(), **{name: queue[name] for name in ("device", "depth", "oldest_ms")}}
         for tag in used
-        for queue in node_facts.queues(client, keys.NodeKeys(tag), [])
+        for queue in node_facts.queues(client, keys.NodeKeys(tag), [], devices)
         if queue.get("depth")
     ]
 

@@ -252,12 +252,16 @@ def _row(one: dict[str, Any], clustered: bool) -> tuple[Any, ...]:
         one["tag"],
         library,
         models,
-        f"{len(one['executors'])} ({','.join(devices)})" if devices else "none",
-        sum(queue.get("depth", 0) for queue in one["queues"]),
-        sum(queue.get("claimed", 0) for queue in one["queues"]),
+        f"{len(one['executors'])} ({','.join(devices)})" if devices else _known(one, "executors", "none"),
+        _known(one, "queues", sum(queue.get("depth", 0) for queue in one["queues"])),
+        _known(one, "queues", sum(queue.get("claimed", 0) for queue in one["queues"])),
         "-" if oldest is None else human_age(oldest),
-        one["dead"],
+        _known(one, "dead", one["dead"]),
     )
+
+
+def _known(one: dict[str, Any], what: str, value: Any) -> Any:
+    return "?" if what in one["unread"] else value
 
 
 def _slots(one: dict[str, Any]) -> str:
