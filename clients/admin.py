@@ -12,7 +12,7 @@ from redis.retry import Retry
 from keyside.tensorstore import library
 from keyside.tensorstore.errors import BadArg, LibraryMissing, ServerError, Unreachable, from_reply
 
-__all__ = ["command", "connect", "ensure_library", "installed_version", "translated"]
+__all__ = ["command", "connect", "connect_cluster", "ensure_library", "installed_version", "translated"]
 
 
 def connect(url: str, **options: Any) -> redis.Redis:
@@ -30,6 +30,20 @@ def connect(url: str, **options: Any) -> redis.Redis:
     except (ValueError, TypeError) as error:
         # The text of some of these has the address in it, and the address may have a password.
         raise BadArg("the address of the server must be redis://, rediss:// or unix:// and well-formed") from error
+
+
+def connect_cluster(url: str) -> dict[str, redis.Redis]:
+    """Return plain clients of the primaries of a cluster, by address.
+
+    Raises:
+        KeysideError: The cluster cannot be reached.
+    """
+    try:
+        cluster = redis.RedisCluster.from_url(url, **_options())
+        primaries = cluster.get_primaries()  # type: ignore[no-untyped-call]
+    except redis.RedisError as error:
+        raise Unreachable(f"cannot reach the cluster: {' '.join(str(error).split())}") from error
+    return {node.name: cluster.get_redis_connection(node) for node in primaries}
 
 
 def _options() -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _dead(facts: Facts) -> Iterator[Finding]:
             "dead letters",
             WARN,
             f"{facts.dead} jobs were given up, the last because: {facts.last_dead}",
-            "keyside dead ls shows them; find out what killed the executors before you retry one",
+            "find what killed the executors: `keyside dead ls` shows the jobs, `keyside dead drop --all` drops them",
         )
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import click
 
 from keyside.clients.cli.common import State, common, redacted, say
-from keyside.tensorstore.errors import Unreachable
 
 if TYPE_CHECKING:
     import redis
@@ -34,31 +33,24 @@ def install(state: State, force: bool) -> None:
 
     url = state.server_url()
     done = []
-    failed = []
-    for name, client in _primaries(state, redacted(url)):
-        try:
-            with client:
-                result = ensure_library(client, force=force)
-        except Unreachable as error:
-            if name == redacted(url):
-                raise
-            failed.append(name)
-            say(f"{name}: {error}")
-            continue
+    for name, client in _primaries(url):
+        with client:
+            result = ensure_library(client, force=force)
         done.append({"server": name, "result": result})
         say(f"{name}: {_SAID[result].format(version=library.LIBRARY_VERSION)}")
-    state.emit({"version": library.LIBRARY_VERSION, "digest": library.digest(), "servers": done, "failed": failed}, "")
-    if failed:
-        raise Unreachable(f"not loaded on {', '.join(failed)}: call it again once they answer")
+    state.emit({"version": library.LIBRARY_VERSION, "digest": library.digest(), "servers": done}, "")
 
 
-def _primaries(state: State, name: str) -> "list[tuple[str, redis.Redis]]":
+def _primaries(url: str) -> "list[tuple[str, redis.Redis]]":
     """Clients of the servers that functions have to be loaded into, with their names."""
-    from keyside.clients.cli.nodes import client_of, read_nodes
+    from keyside.clients.admin import connect
+    from keyside.clients.cli.nodes import answers, client_of, read_nodes, takes_writes
 
-    with state.connect() as client:
-        nodes = [node for node in read_nodes(client) if node.primary]
+    with connect(url) as client:
+        nodes = read_nodes(client)
         if not nodes[0].id:
-            return [(name, client_of(client, nodes[0]))]
-        # A primary that is down and was replaced has no slots.
-        return [(node.address, client_of(client, node)) for node in nodes if node.slots or node.state == "ok"]
+            return [(redacted(url), connect(url))]
+        wanted = [(node, client_of(client, node)) for node in nodes if node.primary]
+    # One without slots may get some soon; or it is down and was replaced; or it is a replica since a moment ago.
+    found = [(node.address, client) for node, client in wanted if node.slots or takes_writes(client)]
+    return sorted(found, key=lambda one: not answers(one[1]))  # what does not answer shall not keep it from the others

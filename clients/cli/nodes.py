@@ -11,12 +11,25 @@ from keyside.clients.cli import node as node_facts
 from keyside.clients.cli.common import count
 from keyside.clients.cli.facts import Facts, gather, revisions
 from keyside.tensorstore import keys
-from keyside.tensorstore.errors import KeysideError
+from keyside.tensorstore.errors import KeysideError, Unreachable
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Difference", "Node", "View", "client_of", "differences", "look", "parse_nodes", "read_nodes"]
+__all__ = [
+    "Difference",
+    "Node",
+    "View",
+    "alive",
+    "answers",
+    "client_of",
+    "client_of_owner",
+    "differences",
+    "look",
+    "parse_nodes",
+    "read_nodes",
+    "takes_writes",
+]
 
 _T = TypeVar("_T")
 CONNECT_S, ANSWER_S = 2.0, 3.0
@@ -204,6 +217,53 @@ def client_of(entry: "redis.Redis", node: Node) -> "redis.Redis":
         kind = redis.Connection if over_socket else pool.connection_class
         made = redis.ConnectionPool(connection_class=kind, host=node.host, port=node.port, **settings)
     return redis.Redis.from_pool(made)
+
+
+def client_of_owner(entry: "redis.Redis", key: str) -> "redis.Redis":
+    """Return a client of the node that owns the slot of a key.
+
+    Args:
+        entry: A client of any node, or of a single server.
+        key: The key.
+
+    Raises:
+        KeysideError: The server refuses or is gone, or nobody owns the slot.
+    """
+    slot = keys.slot(key)
+    for node in read_nodes(entry):
+        if not node.id or any(first <= slot <= last for first, last in node.slots):
+            return client_of(entry, node)
+    raise Unreachable(f"no node of the cluster serves slot {slot}, in which {key!r} lies: see keyside status")
+
+
+def answers(client: "redis.Redis") -> bool:
+    """Whether a server can be reached."""
+    try:
+        command(client, "PING")
+    except Unreachable:
+        return False
+    except KeysideError:
+        return True
+    return True
+
+
+def takes_writes(client: "redis.Redis") -> bool:
+    """Whether a server can be reached and is a primary."""
+    try:
+        return bool(command(client, "INFO", "replication").get("role") == "master")
+    except KeysideError:
+        return False
+
+
+def alive(entry: "redis.Redis") -> list[dict[str, Any]]:
+    """Return what the executors say of themselves, of all nodes of a cluster that answer, or of a single server.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    serving = [node for node in read_nodes(entry) if not node.id or node.slots]
+    found = _at_all(entry, serving, node_facts.executors)
+    return [executor for result in found.values() if not isinstance(result, str) for executor in result]
 
 
 def look(client: "redis.Redis", *, settle_s: float = SETTLE_S) -> View:
