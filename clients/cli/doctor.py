@@ -12,7 +12,7 @@ from keyside.tensorstore.errors import KeysideError, Unreachable
 
 if TYPE_CHECKING:
     from keyside.clients.cli.checks import Finding
-    from keyside.clients.cli.nodes import View
+    from keyside.clients.cli.view import View
 
 __all__ = ["doctor"]
 
@@ -30,7 +30,7 @@ def doctor(state: State, everything: bool) -> None:
     fails; warnings do not count.
     """
     from keyside.clients.cli.checks import FAIL, Finding
-    from keyside.clients.cli.nodes import look
+    from keyside.clients.cli.view import look
 
     url = state.server_url()
     view = None

@@ -45,8 +45,8 @@ def _clear(state: State) -> None:
 
 def _show(state: State, url: str, *, again: bool = False) -> int:
     from keyside.clients.cli.checks import FAIL
-    from keyside.clients.cli.nodes import look
     from keyside.clients.cli.verdict import judge
+    from keyside.clients.cli.view import look
 
     with state.connect() as client:
         view = look(client)

@@ -8,7 +8,8 @@ from typing import Any
 from keyside.clients.cli.checks import FAIL, OK, OLD_MS, WARN, Finding, lua_broken
 from keyside.clients.cli.common import count, human_age
 from keyside.clients.cli.facts import Facts
-from keyside.clients.cli.nodes import Node, View
+from keyside.clients.cli.nodes import Node
+from keyside.clients.cli.view import View
 from keyside.tensorstore import keys, library
 
 __all__ = ["judge", "judge_cluster", "judge_durability", "merged"]

@@ -8,8 +8,9 @@ from tests.unit.test_cli import healthy
 
 from keyside.clients.cli.checks import Finding, examine
 from keyside.clients.cli.common import count, human_age
-from keyside.clients.cli.nodes import Difference, Node, View, differences, parse_nodes
+from keyside.clients.cli.nodes import Node, parse_nodes
 from keyside.clients.cli.verdict import judge, judge_durability, merged, ranges
+from keyside.clients.cli.view import Difference, View, differences
 from keyside.tensorstore import keys
 
 # As Redis 7.0 and Valkey 9 write it: with and without a name of the host, with what came later.
