@@ -242,16 +242,15 @@ def _row(one: dict[str, Any], clustered: bool) -> tuple[Any, ...]:
         return (address, role, _slots(one), "-", library, "-", standby, "-", "-", "-", "-")
     oldest = max((queue["oldest_ms"] for queue in one["queues"] if queue.get("oldest_ms")), default=None)
     devices = sorted({device for executor in one["executors"] for device in executor["devices"]})
-    models = f"{one['models']['ready']}/{one['models']['known']} ready" + (
-        "" if one["catalog"] == "complete" else " +?"
-    )
+    models = f"{one['models']['ready']}/{one['models']['known']}"
+    models += " ready" if one["catalog"] == "complete" else " (incomplete)"
     return (
         address,
         role,
         _slots(one),
         one["tag"],
         library,
-        models,
+        _known(one, "models", models),
         f"{len(one['executors'])} ({','.join(devices)})" if devices else _known(one, "executors", "none"),
         _known(one, "queues", sum(queue.get("depth", 0) for queue in one["queues"])),
         _known(one, "queues", sum(queue.get("claimed", 0) for queue in one["queues"])),

@@ -132,6 +132,7 @@ def test_status_of_a_cluster_that_is_well(installed: Cluster, executors: list[Ex
     for node in installed.nodes:
         assert address(node) in text
     assert "state ok, 16384 of 16384 slots" in text
+    assert "0/0 ready" in text
     # No executor of these tests stands by on the replicas.
     assert ("warn", address(installed.replicas[0]), "standby") in problems(status)
 
@@ -148,6 +149,8 @@ def test_status_names_what_is_missing(cluster: Cluster) -> None:
         status
     )
     assert ("fail", first, "library") not in problems(status)
+    assert ("warn", second, "catalog") in problems(status)
+    assert "0/0 (incomplete)" in keyside("status", "--url", cluster.url, code=1).stdout
     assert "no executor is alive: jobs wait" in keyside("status", "--url", cluster.url, code=1).stdout
 
 
