@@ -119,7 +119,7 @@ function jobs.header(fields, id)
     end
   end
   local deadline = header[jobs.DEADLINE]
-  if deadline < 0 or deadline > args.MAX_INT or not is_signed(fields, header, id) then
+  if not (deadline >= 0 and deadline <= args.MAX_INT and is_signed(fields, header, id)) then
     return nil
   end
   return header
