@@ -246,7 +246,7 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     role.add(_own("~", "out:*"), plain=("get", "mget", "getrange", "strlen", "unlink", "del", "exists"))
     tickets = ("t:*", "mb:*", "ticket:*") if any_ticket else ("t:*", "mb:*")
     role.add(
-        _own("~", *tickets), "list", "any", plain=("blpop", "brpop", "lpop", "llen", "unlink", "del"),
+        _own("~", *tickets), "list", "any", plain=("blpop", "blmpop", "lpop", "lmpop", "llen", "unlink", "del"),
         without=("COPY", "RENAME"),
     )  # fmt: skip
     _see_models(role, models, "xadd", "xack", "xdel")
@@ -264,7 +264,7 @@ def _model_manager(keys: list[str], read: list[str], models: list[str], blobs: b
     role.add(_keys("~" if blobs else "%W~", dict.fromkeys(chunks)), "string", "any", plain=("set", "unlink", "strlen"))
     role.add(_keys("~", dict.fromkeys(_beside(pattern, "gone") for pattern in models)), "hash", "any")
     role.add(_own("~", "catalog", "models", "stats:*"), "hash", "any", without=("PEXPIRE", "PERSIST"))
-    role.add(_own("~", "revs"), "zset", "any", without=("PEXPIRE", "PERSIST"))
+    role.add(_own("~", "revs", "dropped"), "zset", "any", without=("PEXPIRE", "PERSIST"))
     _see_models(role, models, "xadd", "xack", "xdel")
     role.call(_keys("~", models), role.functions)
     return role.done(channels=("ks:catalog",))
