@@ -12,6 +12,7 @@ from redis.retry import Retry
 from keyside.tensorstore import library
 from keyside.tensorstore.errors import BadArg, LibraryMissing, ServerError, Unreachable, from_reply
 from keyside.tensorstore.seals import Seal
+from keyside.tensorstore.sockets import tls_problem
 
 __all__ = [
     "command", "connect", "connect_cluster", "ensure_library", "installed_version", "new_seal", "read_seal",
@@ -66,13 +67,16 @@ def command(client: redis.Redis, *args: Any) -> Any:
     Raises:
         KeysideError: The server refuses or is gone.
     """
-    with translated():
+    with translated(client):
         return client.execute_command(*args)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
+def translated(client: redis.Redis | None = None) -> Iterator[None]:
     """Raise errors of redis-py as those of Keyside.
+
+    Args:
+        client: Which raises them, for what is to be said of its settings.
 
     Raises:
         KeysideError: An error of redis-py was raised inside.
@@ -83,7 +87,13 @@ def translated() -> Iterator[None]:
         code = getattr(error, "status_code", None)
         if code:
             raise from_reply(f"{code} {error}") from error
-        raise Unreachable(f"cannot reach the server: {' '.join(str(error).split())}") from error
+        pool: Any = client.connection_pool if client else None
+        tls = pool is not None and issubclass(pool.connection_class, redis.SSLConnection)
+        certificate = tls and bool(pool.connection_kwargs.get("ssl_certfile"))
+        problem, sure = tls_problem(error, tls=tls, certificate=certificate)
+        text = " ".join(str(error).split())
+        text = f"cannot reach the server: {f'{problem} ({text})' if problem else text}"
+        raise (BadArg if sure else Unreachable)(text) from error
     except redis.RedisError as error:
         raise from_reply(_reply_text(error)) from error
 
