@@ -4,6 +4,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 __all__ = ["Seal"]
 
@@ -28,16 +29,20 @@ class Seal:
     @property
     def id(self) -> str:
         """What tells it from others, as ``KS_BEAT`` says it."""
-        return self._twice(b"id ", b"id ", self.secret.encode())[:16]
+        return _twice(b"id ", self.secret.encode())[:16]
 
     def sign(self, values: Sequence[bytes]) -> bytes:
         """The signature over the header of an entry and its inline inputs: lua/lib/seal.lua."""
-        secret = self.secret.encode()
-        return self._twice(secret, secret, *(piece for one in values for piece in (b"%d:" % len(one), one))).encode()
+        parts = []
+        for one in values:
+            parts += (b"%d:" % len(one), one)
+        return _twice(self.secret.encode(), b"".join(parts)).encode()
 
-    @staticmethod
-    def _twice(outer: bytes, *inner: bytes) -> str:
-        first = hashlib.sha1(usedforsecurity=False)
-        for piece in inner:
-            first.update(piece)
-        return hashlib.sha1(outer + first.hexdigest().encode(), usedforsecurity=False).hexdigest()
+
+def _twice(key: bytes, text: bytes) -> str:
+    # Once could be continued by whoever knows the text but not the key.
+    inner = _sha1(key + text).hexdigest()
+    return _sha1(key + inner.encode()).hexdigest()
+
+
+_sha1 = partial(hashlib.sha1, usedforsecurity=False)
