@@ -33,7 +33,7 @@ class Seal:
 
     def sign(self, values: Sequence[bytes]) -> bytes:
         """The signature over the header of an entry and its inline inputs: lua/lib/seal.lua."""
-        parts = []
+        parts: list[bytes] = []
         for one in values:
             parts += (b"%d:" % len(one), one)
         return _twice(self.secret.encode(), b"".join(parts)).encode()

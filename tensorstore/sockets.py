@@ -71,5 +71,8 @@ def tls_problem(error: BaseException, *, tls: bool, certificate: bool) -> tuple[
     if not alert and not gone:
         return "", False
     if certificate:
-        return "the server does not accept the client's certificate: its own CA has to have signed it (ssl_certfile)", alert
+        return (
+            "the server does not accept the client's certificate: its own CA has to have signed it (ssl_certfile)",
+            alert,
+        )
     return "the server wants a certificate of the client: give ssl_certfile and ssl_keyfile", True

@@ -14,7 +14,7 @@ from tests.servers import Kind, Server
 from keyside.clients import acl, admin
 from keyside.tensorstore import npy
 
-__all__ = ["ROLES_OF", "X", "World", "world"]
+__all__ = ["ROLES_OF", "World", "X", "send", "world"]
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -27,6 +27,11 @@ ROLES_OF: dict[str, tuple[str, dict[str, Any]]] = {
     "root": ("admin", {}),
 }
 """The users, and what each was made with."""
+
+
+def send(db: Any, *command: Any) -> Any:
+    """Send a command as it is."""
+    return db.execute_command(*command)
 
 
 class World:
@@ -44,7 +49,7 @@ class World:
     def make_user(self, name: str, role: str, **given: Any) -> None:
         """Make one user, whose password is pw."""
         words = acl.set_user(name, acl.rules(role, user=name, **given), "pw")
-        self.admin.execute_command(*words)  # type: ignore[no-untyped-call]
+        send(self.admin, *words)
 
     def url(self, user: str) -> str:
         """The server, for a user."""

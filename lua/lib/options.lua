@@ -18,14 +18,10 @@ local function is_ticket(name)
 end
 
 -- A function cannot see who calls it, but whether the caller may read the key that stands for this user.
-function options.user(name)
-  if #name > 64 or not string.find(name, '^[%w_.:-]+$') then
-    raise('BADARG', 'USER takes the name of a user: 1 to 64 letters, digits and _.:-')
-  end
+local function check_user(name)
   if not redis.acl_check_cmd('GET', 'ks:user:' .. name) then
     raise('NOPERM', "the caller is not user '" .. name .. "': its ACL lacks %R~ks:user:" .. name .. ', which `keyside acl` gives')
   end
-  return name
 end
 
 -- Reads them from position i to the end into request: timeout, ticket, corr, client, seq, user.
@@ -54,7 +50,10 @@ function options.read(argv, i, request)
       end
       i = i + 3
     elseif word == 'USER' then
-      request.user = options.user(argv[i + 1] or '')
+      request.user = argv[i + 1] or ''
+      if #request.user > 64 or not string.find(request.user, '^[%w_.:-]+$') then
+        raise('BADARG', 'USER takes the name of a user: 1 to 64 letters, digits and _.:-')
+      end
       i = i + 2
     elseif word == 'TIMEOUT' then
       request.timeout = args.int(argv[i + 1] or '', 1, 86400000)
@@ -74,6 +73,9 @@ function options.read_all(argv, i, request)
   options.read(argv, i, request)
   if request.client and not request.ticket then
     raise('BADARG', 'ID needs TICKET: the reply to a repeated call comes on the ticket')
+  end
+  if request.user then
+    check_user(request.user)
   end
 end
 

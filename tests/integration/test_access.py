@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import redis as redis_py
-from tests.access import ROLES_OF, X, World, world
+from tests.access import ROLES_OF, World, X, send, world
 from tests.executors import Executor
 from tests.raw import answer, execute, modelstore, predict
 from tests.servers import wait_until
@@ -43,12 +43,12 @@ def here(place: World, runner: Executor) -> World:
 def refused(db: redis_py.Redis, *command: Any) -> str:
     """The text with which a command is refused for want of rights; empty if it is not."""
     try:
-        db.execute_command(*command)  # type: ignore[no-untyped-call]
+        send(db, *command)
     except redis_py.exceptions.NoPermissionError as error:
         return str(error) or "NOPERM"
     except redis_py.ResponseError as error:
         # What is wrong otherwise shows that the call was allowed.
-        assert not str(error).startswith("NOPERM"), error
+        return str(error) if str(error).startswith("NOPERM") else ""
     return ""
 
 
@@ -205,7 +205,7 @@ def test_what_executors_call_is_for_executors(here: World, name: str) -> None:
 
 @pytest.mark.parametrize(("command", "allowed"), ONLY_ASKED, ids=[shown(one) for one, _ in ONLY_ASKED])
 def test_who_might(here: World, command: tuple[Any, ...], allowed: set[str]) -> None:
-    reply = {user: here.admin.execute_command("ACL", "DRYRUN", user, *command) for user in ROLES_OF}  # type: ignore[no-untyped-call]
+    reply = {user: send(here.admin, "ACL", "DRYRUN", user, *command) for user in ROLES_OF}
     assert {user for user, said in reply.items() if said == b"OK"} == allowed, reply
 
 
@@ -229,46 +229,57 @@ def test_a_refusal_names_what_is_refused(here: World, command: tuple[Any, ...], 
 def test_an_input_that_may_not_be_read(here: World) -> None:
     """Also where FCALL itself would let the key pass."""
     here.make_user("wide", "predictor", models=["fraud"])
-    here.admin.execute_command("ACL", "SETUSER", "wide", "(+fcall|ai_predict ~*)")  # type: ignore[no-untyped-call]
+    send(here.admin, "ACL", "SETUSER", "wide", "(+fcall|ai_predict ~*)")
     with here.connect("wide") as db:
         for mode in ("KEY", "REF", "OWN"):
             says = "this user may not read input key 'bob:x'"
             assert refused(db, *predict("fraud", (mode, "bob:x"))) == says
         assert refused(db, *predict("fraud", ("REF", "ks:{0}:jobs:CPU"))).startswith("this user may not read")
-    here.admin.execute_command("ACL", "DELUSER", "wide")  # type: ignore[no-untyped-call]
+    send(here.admin, "ACL", "DELUSER", "wide")
+
+
+def test_who_is_refused_is_told_on_the_ticket_too(here: World) -> None:
+    """A client that sends FCALL and BLPOP in one write waits there."""
+    with here.connect(ALICE) as db:
+        for n, options in enumerate((("USER", "bob"), ())):
+            ticket = f"ks:{{0}}:t:refused:{n}"
+            target = "fraud" if options else "other"
+            assert refused(db, *predict(target, X, options=("TICKET", ticket, *options)))
+            (text,) = db.lpop(ticket, 1)
+            assert text.startswith(b"NOPERM ")
 
 
 def test_user_is_a_name(here: World) -> None:
     for name in ("", "x" * 65, "a b", "ks*", "é"):
         with pytest.raises(redis_py.ResponseError, match="BADARG USER takes the name"):
-            here.admin.execute_command(*predict("fraud", X, options=("USER", name)))  # type: ignore[no-untyped-call]
+            send(here.admin, *predict("fraud", X, options=("USER", name)))
 
 
 def test_the_one_who_owns_may_have_it_taken_away(here: World) -> None:
     here.admin.set("alice:own", VALUE)
     with here.connect(ALICE) as db:
         ticket = ("TICKET", "ks:{0}:t:own:1")
-        db.execute_command(*predict("fraud", ("OWN", "alice:own"), options=ticket))  # type: ignore[no-untyped-call]
-        assert answer(db, "ks:{0}:t:own:1").outputs["y"].tolist() == (X * 2 + 1).tolist()
+        send(db, *predict("fraud", ("OWN", "alice:own"), options=ticket))
+        assert answer(db, b"ks:{0}:t:own:1").outputs["y"].tolist() == (X * 2 + 1).tolist()
     assert not here.admin.exists("alice:own")
 
 
 def test_tickets_of_the_server_are_for_whom_they_are_given(here: World) -> None:
     here.make_user("ann", "predictor", models=["fraud"], any_ticket=True)
     with here.connect("ann") as db:
-        ticket = db.execute_command(*predict("fraud", X))  # type: ignore[no-untyped-call]
+        ticket = send(db, *predict("fraud", X))
         assert answer(db, ticket).target == "fraud@1"
-    here.admin.execute_command("ACL", "DELUSER", "ann")  # type: ignore[no-untyped-call]
+    send(here.admin, "ACL", "DELUSER", "ann")
 
 
 def test_blobs_for_those_who_are_given_them(here: World) -> None:
     for role in ("reader", "predictor", "model-manager"):
         here.make_user("blobs", role, models=["fraud"], blobs=True)
         with here.connect("blobs") as db:
-            blob = db.execute_command("FCALL_RO", "AI_MODELGET", 1, "fraud", "BLOB")  # type: ignore[no-untyped-call]
+            blob = send(db, "FCALL_RO", "AI_MODELGET", 1, "fraud", "BLOB")
             assert blob.startswith(b"\x08"), role
             assert refused(db, "FCALL_RO", "AI_MODELGET", 1, "other", "BLOB")
-    here.admin.execute_command("ACL", "DELUSER", "blobs")  # type: ignore[no-untyped-call]
+    send(here.admin, "ACL", "DELUSER", "blobs")
 
 
 # --- the age of queues and cancelling, for those who may not read entries
@@ -280,29 +291,32 @@ def test_cancelling_without_reading(here: World, runner: Executor) -> None:
     runner.pause()
     try:
         with here.connect(ALICE) as db:
+            specs: list[Any] = [X, ("KEY", large), X]
             ids = [
-                db.execute_command(*predict("fraud", spec, options=("TICKET", f"ks:{{0}}:t:c:{n}")))  # type: ignore[no-untyped-call]
-                for n, spec in enumerate([X, ("KEY", large), X])
+                send(db, *predict("fraud", spec, options=("TICKET", f"ks:{{0}}:t:c:{n}")))
+                for n, spec in enumerate(specs)
             ]
             assert int(here.admin.get("ks:{0}:bytes:CPU") or 0) > 60_000
             cancel = [("FCALL", "AI_CANCEL", 0, f"ks:{{0}}:t:c:{n}", job) for n, job in enumerate(ids)]
-            assert [db.execute_command(*one) for one in cancel[:2]] == [1, 1]  # type: ignore[no-untyped-call]
-            assert [db.execute_command(*one) for one in cancel[:2]] == [0, 0]  # type: ignore[no-untyped-call]
+            assert [send(db, *one) for one in cancel[:2]] == [1, 1]
+            assert [send(db, *one) for one in cancel[:2]] == [0, 0]
             assert int(here.admin.get("ks:{0}:bytes:CPU") or 0) == 0, "what it counted is given back"
             assert not list(here.admin.scan_iter("ks:{0}:held:*"))
-            asked = db.execute_command("FCALL_RO", "AI_NODE", 0)  # type: ignore[no-untyped-call]
+            asked = send(db, "FCALL_RO", "AI_NODE", 0)
             assert dict(zip(asked[::2], asked[1::2], strict=True))[b"devices"][0][0] == b"CPU"
     finally:
         runner.resume()
     with here.connect(ALICE) as db:
-        assert answer(db, "ks:{0}:t:c:2").target == "fraud@1"
+        assert answer(db, b"ks:{0}:t:c:2").target == "fraud@1"
         assert db.lpop("ks:{0}:t:c:0") is None
 
 
 # --- the rules themselves
 
 
-@pytest.mark.parametrize("pattern", ["ks:*", "k*", "*x", "?s:y", "[k]s:*", "", "a b", "x)", "ks:{0}:jobs:CPU", "ks\\:*"])
+@pytest.mark.parametrize(
+    "pattern", ["ks:*", "k*", "*x", "?s:y", "[k]s:*", "", "a b", "x)", "ks:{0}:jobs:CPU", "ks\\:*"]
+)
 def test_patterns_that_reach_into_keysides_keys_are_refused(pattern: str) -> None:
     with pytest.raises(BadArg, match="pattern"):
         acl.rules("predictor", user="u", keys=[pattern], models=["m"])
@@ -317,7 +331,7 @@ def test_a_star_is_all_keys_but_keysides_own(here: World) -> None:
             assert refused(db, "GET", key), key
         assert not refused(db, *predict("other", X, options=("TICKET", "ks:{0}:t:star:1")))
         db.blpop(["ks:{0}:t:star:1"], 5)
-    here.admin.execute_command("ACL", "DELUSER", "star")  # type: ignore[no-untyped-call]
+    send(here.admin, "ACL", "DELUSER", "star")
 
 
 @pytest.mark.parametrize("role", ["predictor", "model-manager", "reader"])
@@ -348,8 +362,8 @@ def test_a_function_whose_commands_no_rule_has_is_noticed(monkeypatch: pytest.Mo
 def test_nothing_was_refused_to_the_executor(here: World) -> None:
     """Whatever it did for the tests before this one."""
     wait_until(lambda: here.admin.xlen("ks:{0}:jobs:CPU") == 0, "all jobs have run")
-    here.admin.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
+    send(here.admin, "ACL", "LOG", "RESET")
     with here.connect(ALICE) as db:
-        db.execute_command(*predict("fraud", X, options=("TICKET", "ks:{0}:t:log:1")))  # type: ignore[no-untyped-call]
-        answer(db, "ks:{0}:t:log:1")
+        send(db, *predict("fraud", X, options=("TICKET", "ks:{0}:t:log:1")))
+        answer(db, b"ks:{0}:t:log:1")
     assert [entry for entry in here.admin.acl_log() if entry["username"] in ("exec", b"exec")] == []

@@ -3,15 +3,13 @@
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from tests import models
-from tests.access import X, World, world
+from tests.access import World, X, send, world
 from tests.clients import Connect, connector
 from tests.executors import Executor
 from tests.raw import store
@@ -37,7 +35,7 @@ def runner(place: World, lasting: set[int]) -> Iterator[Executor]:
     with place.executor() as executor:
         lasting.add(executor.pid)
         place.fill()
-        place.admin.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
+        send(place.admin, "ACL", "LOG", "RESET")
         yield executor
         lasting.discard(executor.pid)
 
@@ -55,7 +53,7 @@ def denied(place: World, user: str) -> list[str]:
         for entry in place.admin.acl_log()
         if entry["username"] == user
     ]
-    place.admin.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
+    send(place.admin, "ACL", "LOG", "RESET")
     return found
 
 
@@ -142,7 +140,7 @@ async def test_a_reader(place: World, runner: Executor, connect: Connect) -> Non
 
 def test_nothing_was_refused_to_the_executor(place: World, runner: Executor) -> None:
     """A life of it, from its start to its end, with a load and a job."""
-    place.admin.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
+    send(place.admin, "ACL", "LOG", "RESET")
     with place.executor(name="second") as second:
         wait_until(second.registered, "it is there")
     assert denied(place, "exec") == []
@@ -161,24 +159,26 @@ def test_print_and_apply_say_the_same(place: World, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("secret\nmore\n")
     rights = ("--user", "carol", "--keys", "carol:*", "--models", "fraud*")
-    printed = json.loads(run("redis://nowhere", "print", "predictor", *rights, "--password-file", str(file), "--json").stdout)
+    printed = json.loads(
+        run("redis://nowhere", "print", "predictor", *rights, "--password-file", str(file), "--json").stdout
+    )
     text = run("redis://nowhere", "print", "predictor", *rights, "--password-file", "-", data="secret\n").stdout
     assert text.startswith("ACL SETUSER carol reset on '#")
     assert "secret" not in text
-    place.admin.execute_command(*printed)  # type: ignore[no-untyped-call]
-    mine = place.admin.execute_command("ACL", "GETUSER", "carol")  # type: ignore[no-untyped-call]
-    place.admin.execute_command("ACL", "DELUSER", "carol")  # type: ignore[no-untyped-call]
+    send(place.admin, *printed)
+    mine = send(place.admin, "ACL", "GETUSER", "carol")
+    send(place.admin, "ACL", "DELUSER", "carol")
     said = run(place.server.url_unix, "apply", "predictor", *rights, "--password-file", str(file))
     assert "user carol is a predictor" in said.stderr
     assert "no ACL file" in said.stderr
-    assert place.admin.execute_command("ACL", "GETUSER", "carol") == mine  # type: ignore[no-untyped-call]
+    assert send(place.admin, "ACL", "GETUSER", "carol") == mine
     # Other rights, the same password.
     run(place.server.url_unix, "apply", "reader", "--user", "carol", "--keys", "carol:*")
     with place.server.client(username="carol", password="secret") as db:
         assert db.get("carol:x") is None
         with pytest.raises(Exception, match="permission"):
             db.set("carol:x", "1")
-    place.admin.execute_command("ACL", "DELUSER", "carol")  # type: ignore[no-untyped-call]
+    send(place.admin, "ACL", "DELUSER", "carol")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,9 @@ def test_check(place: World, runner: Executor) -> None:
     assert (found["read alice:x"], found["write alice:x"]) == (True, True)
     assert (found["read shared:x"], found["write shared:x"]) == (True, False)
     assert (found["use model fraud"], found["use model other"], found["store model fraud"]) == (True, False, False)
-    assert not any(found[what] for what in ("be an executor", "read queues", "read the library", "list keys", "administer"))
+    assert not any(
+        found[what] for what in ("be an executor", "read queues", "read the library", "list keys", "administer")
+    )
     assert re.search(r"^AI_PREDICT +yes$", run(place.server.url_unix, *args[:2]).stdout, re.MULTILINE)
 
 
@@ -257,9 +259,8 @@ def test_on_a_cluster_every_node_knows_the_user(server_kind: Kind, tmp_path: Pat
                         "FCALL", "AI_MODELEXECUTE", 2, "{alice}x", "{alice}y", name, "INPUTS", 1, "{alice}x",
                         "OUTPUTS", 1, "{alice}y", "TICKET", ticket, "ID", "c", 1, "USER", "alice",
                     )  # fmt: skip
-                    job = db.execute_command(*command)  # type: ignore[no-untyped-call]
+                    job = send(db, *command)
                     assert db.blpop([ticket], 10) is not None
                     assert npy.decode(db.get("{alice}y")).tolist() == Y
-                    assert db.execute_command("FCALL", "AI_CANCEL", 0, ticket, job) == 0  # type: ignore[no-untyped-call]
-                    asked = partial(db.execute_command, "FCALL_RO", "AI_NODE", 0)
-                    assert b"cluster" in asked()
+                    assert send(db, "FCALL", "AI_CANCEL", 0, ticket, job) == 0
+                    assert b"cluster" in send(db, "FCALL_RO", "AI_NODE", 0)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import redis as redis_py
 from tests import models
-from tests.access import X, World, world
+from tests.access import World, X, send, world
 from tests.executors import Executor
-from tests.raw import add, answer, execute, predict, state, store
+from tests.raw import add, answer, execute, get, predict, state, store
 from tests.servers import Kind, Server, free_port, wait_until
 
 from keyside.clients import admin
@@ -48,10 +48,6 @@ def db(place: World, runner: Executor) -> Iterator[redis_py.Redis]:
         yield db
 
 
-def send(db: Any, *command: Any) -> Any:
-    return db.execute_command(*command)
-
-
 def genuine(place: World, runner: Executor, *command: Any, by: str = "alice") -> list[bytes]:
     """The fields of an entry that the library makes of a command; the entry is taken away."""
     runner.pause()
@@ -83,19 +79,24 @@ def header_of(fields: list[bytes], **changes: Any) -> bytes:
     return packed
 
 
+def others(place: World) -> dict[bytes, Any]:
+    """All keys that are not the node's own, with what they hold."""
+    names = [key for key in send(place.admin, "KEYS", "*") if not key.startswith(b"ks:{0}:")]
+    return {key: send(place.admin, "DUMP", key) for key in names}
+
+
 def is_dropped(place: World, runner: Executor, db: Any, fields: list[bytes]) -> None:
     """Add an entry by hand; it must go without a trace but for a line in the log."""
     before = runner.output.count("not made by the function library")
-    state_before = {key: place.admin.dump(key) for key in place.admin.keys("*") if not key.startswith(b"ks:{0}:")}
+    state_before = others(place)
     entry = db.xadd(STREAM, dict(zip(fields[::2], fields[1::2], strict=True)))
     wait_until(lambda: not place.admin.xrange(STREAM, entry, entry), "it is dropped")
     wait_until(lambda: runner.output.count("not made by the function library") > before, "that is said")
     assert place.admin.xpending(STREAM, "ks")["pending"] == 0
     # Whatever came behind it has been answered: the executor was done with it.
     send(db, *predict("fraud", X, options=("TICKET", "ks:{0}:t:g:1")))
-    assert answer(db, "ks:{0}:t:g:1").outputs["y"].tolist() == Y
-    after = {key: place.admin.dump(key) for key in place.admin.keys("*") if not key.startswith(b"ks:{0}:")}
-    assert after == state_before
+    assert answer(db, b"ks:{0}:t:g:1").outputs["y"].tolist() == Y
+    assert others(place) == state_before
     assert not place.admin.exists("ks:{0}:t:f:1"), "no reply"
 
 
@@ -110,11 +111,13 @@ def test_jobs_and_loads_are_signed(place: World, runner: Executor, db: Any) -> N
     assert fields[-1] == seal.sign(fields[1:-2:2])
     assert add(place.admin, "fraud9", models.affine(3.0)) == 1
     assert state(place.admin, "fraud9") == "ready"
-    for n, command in enumerate([predict("fraud", X), execute("fraud", ["alice:x"], ["alice:y"]), predict("fraud", ("REF", "alice:x"))]):
-        ticket = f"ks:{{0}}:t:ok:{n}"
+    for n, command in enumerate(
+        [predict("fraud", X), execute("fraud", ["alice:x"], ["alice:y"]), predict("fraud", ("REF", "alice:x"))]
+    ):
+        ticket = b"ks:{0}:t:ok:%d" % n
         send(db, *command, "TICKET", ticket)
         answer(db, ticket)
-    assert npy.decode(place.admin.get("alice:y")).tolist() == Y
+    assert get(place.admin, "alice:y").tolist() == Y
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 12])
@@ -136,7 +139,15 @@ def test_both_sides_sign_alike(server_kind: Kind, count: int) -> None:
 
 def test_signatures_bind_each_value() -> None:
     seal = Seal.new(1)
-    lists = [[b"ab", b"c"], [b"a", b"bc"], [b"abc"], [b"ab", b"c", b""], [b"2:ab1:c"], [b"", b"ab", b"c"], [b"ab", b"1:c"]]
+    lists = [
+        [b"ab", b"c"],
+        [b"a", b"bc"],
+        [b"abc"],
+        [b"ab", b"c", b""],
+        [b"2:ab1:c"],
+        [b"", b"ab", b"c"],
+        [b"ab", b"1:c"],
+    ]
     assert len({seal.sign(values) for values in lists}) == len(lists)
     assert Seal.new(1).sign(lists[0]) != seal.sign(lists[0])
     assert seal.secret not in repr(seal)
@@ -252,11 +263,13 @@ def test_it_is_kept_through_upgrades_and_losses(server_kind: Kind) -> None:
             assert admin.read_seal(client) == seal, "the executor has kept it as well"
             store(client, "m", models.affine())
             client.function_flush()
-            wait_until(lambda: admin.read_seal(client) == seal, "an executor that knows it has loaded the library again")
+            wait_until(
+                lambda: admin.read_seal(client) == seal, "an executor that knows it has loaded the library again"
+            )
             for paused in (first, second):
                 paused.pause()
                 send(client, *predict("m", X, options=("TICKET", "ks:{0}:t:c:1")))
-                assert answer(client, "ks:{0}:t:c:1").outputs["y"].tolist() == Y
+                assert answer(client, b"ks:{0}:t:c:1").outputs["y"].tolist() == Y
                 paused.resume()
             for one in (first, second):
                 assert "not made by" not in one.output
@@ -276,7 +289,7 @@ def test_it_may_be_turned_on_and_changed_while_jobs_wait(server_kind: Kind) -> N
         send(client, *predict("m", X, options=("TICKET", "ks:{0}:t:c:3")))
         runner.resume()
         for n in range(4):
-            assert answer(client, f"ks:{{0}}:t:c:{n}").outputs["y"].tolist() == Y
+            assert answer(client, b"ks:{0}:t:c:%d" % n).outputs["y"].tolist() == Y
         wait_until(lambda: "entries are signed from now on" in runner.output, "the executor has noticed")
         entry = client.xadd(STREAM, {"h": "x"})
         wait_until(lambda: not client.xrange(STREAM, entry, entry), "what is not signed is dropped from then on")
@@ -290,15 +303,15 @@ def wait_ms(client: redis_py.Redis) -> None:
 
 def test_an_executor_that_may_not_read_the_library_serves_all_the_same(place: World, runner: Executor, db: Any) -> None:
     place.make_user("blind", "executor")
-    place.admin.execute_command("ACL", "SETUSER", "blind", "-function|list", "-function|load")
+    send(place.admin, "ACL", "SETUSER", "blind", "-function|list", "-function|load")
     blind = Executor(place.server, lease_ms=400, beat_ms=100)  # it takes over what the other has claimed
     blind.url = place.url("blind")
     with blind:
         runner.pause()
         try:
             send(db, *predict("fraud", X, options=("TICKET", "ks:{0}:t:f:1")))
-            assert answer(db, "ks:{0}:t:f:1").outputs["y"].tolist() == Y
+            assert answer(db, b"ks:{0}:t:f:1").outputs["y"].tolist() == Y
         finally:
             runner.resume()
         assert "this user may not see by what" in blind.output
-    place.admin.execute_command("ACL", "DELUSER", "blind")
+    send(place.admin, "ACL", "DELUSER", "blind")

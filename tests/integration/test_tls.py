@@ -37,7 +37,10 @@ class Place:
         """Its address, with the CA that is trusted and the certificate that is shown; empty: none."""
         settings = [f"ssl_ca_certs={self.folder}/{ca}.crt"] if ca else []
         if certificate:
-            settings += [f"ssl_certfile={self.folder}/{certificate}.crt", f"ssl_keyfile={self.folder}/{certificate}.key"]
+            settings += [
+                f"ssl_certfile={self.folder}/{certificate}.crt",
+                f"ssl_keyfile={self.folder}/{certificate}.key",
+            ]
         return f"rediss://127.0.0.1:{self.port}?{'&'.join(settings)}"
 
 
@@ -103,7 +106,7 @@ def test_a_blocking_client(place: Place, served: Executor) -> None:
 
 
 def test_settings_beside_the_url(place: Place, served: Executor) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "ssl_ca_certs": str(place.folder / "ca.crt"),
         "ssl_certfile": str(place.folder / "client.crt"),
         "ssl_keyfile": str(place.folder / "client.key"),
@@ -127,11 +130,17 @@ def test_the_command_line(place: Place, served: Executor) -> None:
 
 
 WRONG = [
-    ({"ca": "stranger-ca"}, "the server's certificate is not trusted: name the CA that has signed it with ssl_ca_certs"),
+    (
+        {"ca": "stranger-ca"},
+        "the server's certificate is not trusted: name the CA that has signed it with ssl_ca_certs",
+    ),
     ({"ca": ""}, "the server's certificate is not trusted"),
     ({"ca": "nowhere"}, "a file that ssl_ca_certs, ssl_certfile or ssl_keyfile names cannot be read"),
     ({"certificate": ""}, "the server wants a certificate of the client: give ssl_certfile and ssl_keyfile"),
-    ({"certificate": "stranger"}, "the server does not accept the client's certificate: its own CA has to have signed it"),
+    (
+        {"certificate": "stranger"},
+        "the server does not accept the client's certificate: its own CA has to have signed it",
+    ),
 ]
 wrong = pytest.mark.parametrize(("given", "says"), WRONG, ids=[str(given) for given, _ in WRONG])
 
@@ -155,7 +164,7 @@ def test_who_does_not_fit_is_told_at_once(
     place: Place, ping: Callable[[str], None], given: dict[str, str], says: str
 ) -> None:
     started = time.monotonic()
-    with pytest.raises((errors.BadArg, errors.Unreachable), match="cannot connect to 127.0.0.1") as caught:
+    with pytest.raises((errors.BadArg, errors.Unreachable), match=r"cannot connect to 127\.0\.0\.1") as caught:
         ping(place.url(**given))
     assert says in str(caught.value)
     assert time.monotonic() - started < 5
@@ -164,7 +173,9 @@ def test_who_does_not_fit_is_told_at_once(
 @wrong
 def test_an_executor_that_does_not_fit_ends_at_once(place: Place, given: dict[str, str], says: str) -> None:
     if given.get("certificate") == "stranger":
-        pytest.skip("it may find the connection closed before it has read why, and then waits: the server may be starting")
+        pytest.skip(
+            "it may find the connection closed before it has read why, and then waits: the server may be starting"
+        )
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "keyside.executor"],

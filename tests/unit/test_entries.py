@@ -32,7 +32,7 @@ def test_an_entry_of_ours() -> None:
 @pytest.mark.parametrize("value", [None, ConnectionError("gone"), b"", b"a string of the user's"])
 def test_an_input_that_has_gone_is_lost(value: Any) -> None:
     job = parse_entry("CPU", b"5-0", entry(HEADER))
-    with pytest.raises(InputLost, match="input key 'ks:{x}:cap:1'"):
+    with pytest.raises(InputLost, match=r"input key 'ks:\{x\}:cap:1'"):
         job.decode([value, VALUE])
 
 
