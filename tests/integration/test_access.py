@@ -1,5 +1,6 @@
 """What each role may do and what not, tried out as a user of that role: every function, and the plain commands."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -309,6 +310,23 @@ def test_cancelling_without_reading(here: World, runner: Executor) -> None:
     with here.connect(ALICE) as db:
         assert answer(db, b"ks:{0}:t:c:2").target == "fraud@1"
         assert db.lpop("ks:{0}:t:c:0") is None
+
+
+def test_a_catalog_by_hand_does_not_give_another_model(here: World) -> None:
+    """A model manager may write catalogs; that must not let him, or others, run what they may not use."""
+    for name in ("other", "fraud"):
+        send(here.admin, *predict(name, X, options=("TICKET", f"ks:{{0}}:t:warm:{name}")))
+        answer(here.admin, f"ks:{{0}}:t:warm:{name}".encode())
+    record = json.loads(here.admin.hget("ks:{0}:catalog", "other") or "")
+    with here.connect(MANAGER) as mary, here.connect(ALICE) as alice:
+        for n, uid in enumerate((record["uid"], "5f5e100abcdef")):
+            mary.hset("ks:{0}:catalog", "fraud-forged", json.dumps({**record, "key": "fraud-forged", "uid": uid}))
+            ticket = f"ks:{{0}}:t:forged:{n}"
+            send(alice, *predict("fraud-forged", X, options=("TICKET", ticket)))
+            found = alice.blpop([ticket], 10)
+            assert found is not None
+            assert found[1].startswith(b"NOMODEL ")
+        mary.hdel("ks:{0}:catalog", "fraud-forged")
 
 
 # --- the rules themselves
