@@ -42,7 +42,7 @@ local function KS_RECOVER(_, ARGV)
   for _, pending in ipairs(idle) do
     local id, delivered = pending[1], pending[4]
     local fields = jobs.entry(stream, id)
-    local header = fields and jobs.header(fields)
+    local header = fields and jobs.header(fields, id)
     if not header then
       jobs.remove(stream, id)
     elseif delivered >= limit then

@@ -151,12 +151,15 @@ function submit.run(request)
   local entry = { 'h', '' }
   local modes = inputs.capture(entry, list, deadline + jobs.REPLY_GRACE_MS, request.owns)
   entry[2] = header_of(record, request, deadline, ticket, modes, #list, bytes)
-  local id = redis.call('XADD', stream, '*', unpack(entry))
+  local id = jobs.add(stream, entry)
   if request.client then
     seen.take(own, request)
   end
   if bytes > 0 then
     redis.call('INCRBY', own.bytes .. device, bytes)
+    if not jobs.may_read(stream) then
+      redis.call('SET', own.held .. device .. '/' .. id, bytes, 'PX', request.timeout + jobs.REPLY_GRACE_MS)
+    end
   end
   if ticket ~= '' then
     return node.word(own, device) .. '/' .. id
