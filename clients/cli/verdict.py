@@ -204,9 +204,7 @@ def _standby(view: View) -> Iterator[Finding]:
             yield Finding("standby", WARN, text, fix, node.address)
     for node in view.nodes:
         if node.slots and not any(one.of == node.id for one in view.nodes):
-            text = (
-                f"no replica: if it dies, {count(node.slot_count, 'slot')} and the jobs in its queues are gone with it"
-            )
+            text = "no replica: if it dies, its slots are not served, and the jobs in its queues wait until it is back"
             yield Finding(
                 "replicas", WARN, text, "add one: redis-cli --cluster add-node NEW OLD --cluster-slave", node.address
             )
