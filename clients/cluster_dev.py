@@ -185,6 +185,8 @@ class DevCluster:
             for i, client in enumerate(clients[self.primaries :]):
                 name = self.nodes[self.primaries + i].name
                 _until(partial(_replicates, client, ids[i % len(ids)]), f"{name} does not become a replica")
+            for node, client in zip(self.nodes, clients, strict=True):
+                _until(partial(_sees, client, self.replicas), f"{node.name} does not get to know the replicas")
 
     def _await_complete(self) -> None:
         for node in self.nodes:
@@ -277,6 +279,13 @@ def _until(condition: Callable[[], bool], complaint: str) -> None:
 
 def _knows(client: redis.Redis, count: int) -> bool:
     return int(_cluster_info(client).get("cluster_known_nodes", 0)) >= count
+
+
+def _sees(client: redis.Redis, replicas: int) -> bool:
+    """Whether a node knows how many of the others are replicas, which it hears last of all."""
+    client.response_callbacks.pop("CLUSTER NODES", None)
+    lines = _text(command(client, "CLUSTER", "NODES")).splitlines()
+    return sum("slave" in line.split(" ")[2] for line in lines) == replicas
 
 
 def _replicates(client: redis.Redis, primary: str) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keyside.clients.cli.common import State, common, redacted, say
+from keyside.tensorstore.errors import Unreachable
 
 if TYPE_CHECKING:
     import redis
@@ -61,7 +62,10 @@ def install_all(
         for _, client in servers:
             stack.enter_context(client)
         # What moves from node to node must be believed there too.
-        seals = [] if new_secret else [seal for _, client in servers if (seal := read_seal(client))]
+        seals = []
+        for _, client in () if new_secret else servers:
+            with contextlib.suppress(Unreachable):  # that is said below, once the others have the library
+                seals += [found] if (found := read_seal(client)) else []
         seal = max(seals, key=lambda one: one.since_ms, default=None)
         if seal is None and (sign or new_secret):
             seal = new_seal(servers[0][1])

@@ -287,7 +287,7 @@ class Keeper:
             if code is not None:
                 if code and code != -signal.SIGTERM:  # told to stop before it had begun
                     say(f"{running[0].label} ended with {described(code)}")
-                    orderly = False
+                    orderly = orderly and not running[0].awaited  # one that stood by had nothing to end
                 running.pop(0)
             elif self._times_asked > asked:
                 for one in running:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -53,10 +54,18 @@ def problems(status: Any) -> set[tuple[str, str, str]]:
     return {(one["status"], one["node"], one["name"]) for one in status["problems"]}
 
 
+def knows_replicas(cluster: Cluster, node: Server) -> bool:
+    with node.client() as client:
+        client.response_callbacks.clear()
+        return bool(client.execute_command("CLUSTER", "NODES").count(b"slave ") == len(cluster.replicas))
+
+
 @pytest.fixture(scope="module", params=get_args(Kind))
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     # A failover on a busy machine would be a fact like others, but not one that these tests expect.
     with Cluster(request.param, appendonly="yes", cluster_node_timeout=15_000) as cluster:
+        for node in cluster.nodes:  # which of them are replicas is what they hear last
+            wait_until(partial(knows_replicas, cluster, node), f"{node} knows the replicas", 40)
         yield cluster
 
 
