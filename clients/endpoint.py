@@ -114,7 +114,7 @@ class Endpoint:
         Raises:
             Unreachable: the server cannot be reached.
             NoPerm: it refuses this user.
-            BadArg: the settings do not fit, such as those of TLS.
+            BadArg: a setting is unknown.
         """
         pool = self._prepared(0, name, patience)
         try:
@@ -150,6 +150,5 @@ class Endpoint:
         if isinstance(error, redis.ResponseError):
             return from_reply(str(error))
         settings = self._pools[0].connection_kwargs
-        problem, sure = tls_problem(error, tls=self._tls, certificate=bool(settings.get("ssl_certfile")))
-        text = f"cannot connect to {self}: {problem} ({error})" if problem else f"cannot connect to {self}: {error}"
-        return BadArg(text) if sure else Unreachable(text)
+        problem, _ = tls_problem(error, tls=self._tls, certificate=bool(settings.get("ssl_certfile")))
+        return Unreachable(f"cannot connect to {self}: {f'{problem} ({error})' if problem else error}")
