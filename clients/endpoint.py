@@ -118,7 +118,8 @@ class Endpoint:
         """
         pool = self._prepared(0, name, patience)
         try:
-            connection = pool.make_connection()
+            # Not the pool's make_connection: it counts all that it ever made, and stops at 100.
+            connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
@@ -128,7 +129,7 @@ class Endpoint:
         """Make an asyncio connection, logged in; like `connect`."""
         pool = self._prepared(1, name, patience)
         try:
-            connection = pool.make_connection()
+            connection = pool.connection_class(**pool.connection_kwargs)
             await connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
