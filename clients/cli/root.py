@@ -81,6 +81,7 @@ _HERE = "keyside.clients.cli"
         "tensor": (f"{_HERE}.tensor:tensor", "Set, get, show, list and remove tensors."),
         "model": (f"{_HERE}.model:model", "Store, show, list and remove models."),
         "run": (f"{_HERE}.run:run", "Run a model on files, values or keys."),
+        "dead": (f"{_HERE}.dead:dead", "Show, retry and drop dead letters: jobs that were given up."),
         "info": (f"{_HERE}.info:info", "Show a server, its executors, its queues and its memory."),
         "doctor": (f"{_HERE}.doctor:doctor", "Find out what is wrong, and how to fix it."),
         "completion": (f"{_HERE}.completion:completion", "Print the completion script of a shell."),
