@@ -53,6 +53,8 @@ def serve(settings: Settings) -> int:
     finally:
         if health:
             health.close()
+    if worker.stuck:
+        recycle.end(0)
     return 0
 
 

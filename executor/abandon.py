@@ -4,7 +4,6 @@ Callers are answered, everything else that was claimed goes back to the other ex
 anew in its place (executor/recycle.py).
 """
 
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ class Abandoner:
             self._leave(wire, [])
         else:
             return
-        os._exit(0)
+        recycle.end(0)
 
     def _strike(self, over: list[OverRun | OverLoad]) -> None:
         if self._struck:
@@ -119,7 +118,7 @@ class Abandoner:
                 blamed += jobs
             elif jobs:
                 error = RunFailed(
-                    f"model {one.model.title!r} ran longer than its limit, {one.model.run_limit_s:g} s: it was given up."
+                    f"model {one.model.title!r} ran longer than its limit, {one.model.run_limit_s:g} s: given up."
                     " If it may take that long, store it with a larger run_limit_ms in its OPTIONS, or raise"
                     " KEYSIDE_RUN_LIMIT_S of its executors"
                 )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from typing import NoReturn
 
-__all__ = ["History", "Requests", "again", "listening"]
+__all__ = ["History", "Requests", "again", "end", "listening"]
 
 VARIABLE = "KEYSIDE_HISTORY"
 """What one life of the process tells the next."""
@@ -74,8 +74,15 @@ def again(history: History) -> NoReturn:
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"keyside executor: cannot start {program} again: {error}\n")
-            sys.stderr.flush()
-    os._exit(75)  # whoever supervises it starts it
+    end(75)  # whoever supervises it starts it
+
+
+def end(code: int) -> NoReturn:
+    """End the process though threads are in the code of models: the interpreter's own way out may crash over them."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 class Requests:

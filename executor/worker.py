@@ -269,6 +269,11 @@ class Worker:
         else:
             self._lanes[finished.job.device].end(finished)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether threads are still in the code of models."""
+        return self._loader.busy or any(lane.is_alive() for lane in self._lanes.values())
+
     def why_dead(self) -> str:
         """Return why the process should be restarted, or an empty text."""
         for thread in (self.watchdog, *self._lanes.values()):
@@ -492,7 +497,7 @@ class Worker:
         except KeysideError as error:
             self.log.warning("could not sign off", error=str(error))
         for lane in self._lanes.values():
-            lane.join(5.0)
+            lane.join(1.0)
         self.cache.close()
         self.wire.close()
         self.log.info("stopped", left=left)

@@ -172,7 +172,7 @@ def _dead(facts: Facts) -> Iterator[Finding]:
             "dead letters",
             WARN,
             f"{facts.dead} jobs were given up, the last because: {facts.last_dead}",
-            "find out what killed the executors: `keyside dead ls` lists the jobs, `keyside dead drop --all` drops them",
+            "find what killed the executors: `keyside dead ls` shows the jobs, `keyside dead drop --all` drops them",
         )
 
 
