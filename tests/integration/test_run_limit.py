@@ -320,6 +320,40 @@ def test_sigterm_where_the_main_thread_hangs(redis: Server, db: Any) -> None:
         executor.stop()
 
 
+def test_sigterm_where_a_lane_hangs(redis: Server, db: Any) -> None:
+    executor = Executor(redis, drain_s=0.3).start()
+    try:
+        raw.store(db, "slow", more_models.slow())
+        hung = hang(db, "lane")
+        began = time.monotonic()
+        assert executor.process is not None
+        executor.process.terminate()
+        assert executor.process.wait(10) == 0
+        assert time.monotonic() - began < 5
+        assert [times for _, times in holders(db).values()] == [0], "given back"
+        assert db.fcall("AI_CANCEL", 0, hung) == 1
+        db.fcall("AI_MODELDEL", 1, "slow")
+    finally:
+        executor.kill()
+        executor.stop()
+
+
+def test_a_limit_while_it_stops(redis: Server, db: Any) -> None:
+    executor = Executor(redis, drain_s=30).start()
+    try:
+        raw.store(db, "slow", more_models.slow(), "OPTIONS", json.dumps({"run_limit_ms": 1000}))
+        hung = hang(db, "lane")
+        assert executor.process is not None
+        executor.process.terminate()
+        with pytest.raises(RunFailed):
+            raw.answer(db, hung)
+        assert executor.process.wait(10) == 0, "it does not begin anew"
+        db.fcall("AI_MODELDEL", 1, "slow")
+    finally:
+        executor.kill()
+        executor.stop()
+
+
 def test_sigterm_leaves_the_rest_to_others(redis: Server, db: Any) -> None:
     first = Executor(redis, drain_s=0.3).start()
     try:
