@@ -206,21 +206,6 @@ def test_without_a_limit_it_goes_on(redis: Server, db: Any) -> None:
         db.fcall("AI_MODELDEL", 1, "slow")
 
 
-def test_a_halt_of_the_whole_process_is_no_long_run(redis: Server, db: Any) -> None:
-    with Executor(redis, run_limit_s=1.2, **QUICK) as executor:
-        raw.store(db, "slow", more_models.slow())
-        before = lives(db)
-        ticket = raw.call(db, *raw.predict("slow", more_models.turns_for(0.3)))
-        wait_until(lambda: holders(db), "it is claimed")
-        with raw.paused(executor):
-            began = time.monotonic()
-            wait_until(lambda: time.monotonic() - began > 1.5, "longer than the limit")
-        raw.answer(db, ticket)
-        wait_until(lambda: lives(db) == before, "it is the same")
-        assert "begins anew" not in executor.output
-        db.fcall("AI_MODELDEL", 1, "slow")
-
-
 @pytest.mark.parametrize("value", ["1", -1, 1.5, True, 86_400_001])
 def test_a_malformed_limit(redis: Server, db: Any, value: Any) -> None:
     with Executor(redis):
