@@ -135,10 +135,11 @@ class Abandoner:
         words: list[Any] = [f"{job.queue}/{job.id.decode()}" for job in blamed]
         replies = wire.call_many(
             (
-                # Refused to users without that right: then what it claims meanwhile waits for the end of its lease.
+                (b"CLIENT", b"UNBLOCK", worker.wire.client_id),
+                # For a claim on its way. Refused to most users: then what it brings waits for the end of its lease.
                 (b"CLIENT", b"KILL", b"ID", worker.wire.client_id),
                 (b"FCALL", b"KS_LEAVE", 0, worker.consumer, *worker.queues, *((b"!", *words) if words else ())),
             )
         )
-        checked(replies[1])
+        checked(replies[-1])
         worker.log.warning("left", given_back=len(worker.held), threads=threading.active_count())

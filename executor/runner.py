@@ -1,5 +1,6 @@
 """Runs a batch: stack, run, split, and say what each caller gets."""
 
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +56,6 @@ class Runner:
     def __init__(self, node: keys.NodeKeys, name: str) -> None:
         self.node = node
         self._name = name
-        self._staged = 0
         self.running: tuple[Model, Sequence[Job]] | None = None
 
     def run(self, model: Model, jobs: Sequence[Job]) -> Ran:
@@ -183,8 +183,8 @@ class Runner:
         return Finished(job, encode_reply(model.title, values), outputs, staged)
 
     def _stage_id(self) -> str:
-        self._staged += 1
-        return f"{self._name}-{self._staged:x}"
+        # Not to be guessed: whoever knows the name of an output that its caller is to fetch can fetch it.
+        return f"{self._name}-{secrets.token_hex(12)}"
 
 
 def _output_names(model: Model, results: Sequence[Array]) -> Sequence[str]:

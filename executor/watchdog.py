@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from keyside import __version__
 from keyside.executor.abandon import Abandoner
 from keyside.executor.backends import base
-from keyside.executor.install import ensure_library
 from keyside.executor.protocol import GROUP, BadEntry, entry_order, parse_entry
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
@@ -119,6 +118,7 @@ class Watchdog(threading.Thread):
         after = time.monotonic()
         self._set_clock(int(reply[0]), before, after)
         self.last_beat = after
+        self._worker.seals.told(wire, bytes(reply[2]).decode() if len(reply) > 2 else "")
         return bytes(reply[1])
 
     def _look_for_others(self) -> None:
@@ -267,7 +267,7 @@ class Watchdog(threading.Thread):
 
     def _restore_library(self) -> None:
         try:
-            ensure_library(self._wire)
+            self._worker.seals.install(self._wire)
             self._worker.log.warning("function library was gone, loaded again")
         except KeysideError as error:
             self._worker.log.error("function library cannot be loaded", error=str(error))

@@ -18,7 +18,6 @@ from keyside.executor.cache import ModelCache
 from keyside.executor.claims import Claims
 from keyside.executor.delivery import Delivery, Parcel, Post
 from keyside.executor.express import Express
-from keyside.executor.install import ensure_library
 from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
 from keyside.executor.limits import Limits
@@ -29,6 +28,7 @@ from keyside.executor.model import Model
 from keyside.executor.protocol import GROUP, Finished, Job, Ref, device_of
 from keyside.executor.recycle import Requests
 from keyside.executor.runner import Ran, Runner
+from keyside.executor.seals import Seals
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
 from keyside.executor.wire import Wire, checked
@@ -86,15 +86,24 @@ class Worker:
             pending=self._pending,
             info={"name": settings.name, "version": __version__},
         )
+        self.seals = Seals(lambda: self.watchdog.now_ms())  # noqa: PLW0108  # there is none yet
         self._delivery = Delivery(self.consumer, self.held, self.metrics, self._install, self._gave_up)
         self._runner = Runner(self.node, self.consumer.decode())
         runners = {device: Runner(self.node, f"{self.consumer.decode()}-{device}") for device in settings.devices}
         self._runners = [self._runner, *runners.values()]
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
-        self._intake = Intake(self.held, self.cache, self._loader, self._lanes, self._end)
+        self._intake = Intake(
+            self.held,
+            self.cache,
+            self._loader,
+            self._lanes,
+            self._end,
+            self.seals,
+            lambda: self.metrics.event("entries_refused"),
+        )
         self._claims = Claims(self.consumer, self._lanes, self._intake, settings.claim, lambda: self.watchdog.shared)
         self._quick_s = settings.inline_ms / 1000
-        self._express = Express(self.held, self.cache, self._runner, self._delivery, self._quick_s)
+        self._express = Express(self.held, self.cache, self._runner, self._delivery, self._quick_s, self.seals)
         self._planned = b""  # the next claim, if it has been worked out already
         self._belong_to(self.node.tag)
         self._line = Line(self.wire, self._delivery)
@@ -138,6 +147,7 @@ class Worker:
             return
         if self._moved_to:
             self._belong_to(self._moved_to)
+        self._park()
         plan = self._planned or self._plan()
         self._planned = b""
         self.claiming = bool(plan)
@@ -398,7 +408,7 @@ class Worker:
         self._register()
 
     def _install(self, wire: Wire) -> None:
-        done = ensure_library(wire)
+        done = self.seals.install(wire)
         if done != "present":
             self.log.info("function library", state=done)
 
@@ -435,11 +445,14 @@ class Worker:
             self.log.warning("function library cannot be loaded", error=str(error))
             self._reconnect()
 
+    def _park(self) -> None:
+        if self.halted:
+            threading.Event().wait()  # the process is replaced under this thread
+
     def _reconnect(self) -> None:
         self.claiming = False
         self._line.lost()
-        if self.halted:
-            threading.Event().wait()  # the process is replaced under this thread
+        self._park()
         pause = 0.05
         while not self.stopping.wait(pause):
             try:

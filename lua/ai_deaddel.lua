@@ -13,7 +13,7 @@ local function AI_DEADDEL(KEYS, ARGV)
   for _, id in ipairs(ARGV) do
     local fields = dead.find(own, id)
     if fields then
-      dead.drop(own, id, dead.header(fields))
+      dead.drop(own, id, dead.header(fields, id))
       dropped = dropped + 1
     end
   end

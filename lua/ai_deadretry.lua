@@ -47,7 +47,7 @@ local function AI_DEADRETRY(KEYS, ARGV)
   if not fields then
     raise('BADARG', "no dead letter '" .. ARGV[1] .. "' on this node: list them with AI_DEADSCAN")
   end
-  local header = dead.header(fields)
+  local header = dead.header(fields, ARGV[1])
   if not header or header[jobs.OP] ~= 'run' or not header[jobs.INPUTS][1] then
     raise('BADARG', "dead letter '" .. ARGV[1] .. "' is no job that runs a model: to load a model again, store it again")
   end

@@ -51,14 +51,15 @@ local function KS_RECOVER(_, ARGV)
     return string.find(idle.err, 'NOGROUP', 1, true) and {} or error(idle, 0)
   end
   for _, pending in ipairs(idle) do
-    if pending[4] == 0 and jobs.entry(stream, pending[1]) then
+    local fields = pending[4] == 0 and jobs.entry(stream, pending[1])
+    if fields and jobs.header(fields, pending[1]) then
       return recover_claim(stream, consumer, pending[1], 0)
     end
   end
   for _, pending in ipairs(back and {} or idle) do
     local id, before, unseen, delivered = pending[1], pending[2], pending[3], pending[4]
     local fields = jobs.entry(stream, id)
-    local header = fields and jobs.header(fields)
+    local header = fields and jobs.header(fields, id)
     if not header then
       jobs.remove(stream, id)
     else

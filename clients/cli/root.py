@@ -78,6 +78,7 @@ _HERE = "keyside.clients.cli"
         "up": (f"{_HERE}.up:up", "Start a server and an executor, and keep them running."),
         "executor": (f"{_HERE}.executor:executor", "Run an executor for a server that runs already."),
         "install": (f"{_HERE}.install:install", "Load the function library into a server."),
+        "acl": (f"{_HERE}.acl:acl", "Print, apply and check ACL rules for users of a role."),
         "tensor": (f"{_HERE}.tensor:tensor", "Set, get, show, list and remove tensors."),
         "model": (f"{_HERE}.model:model", "Store, show, list and remove models."),
         "run": (f"{_HERE}.run:run", "Run a model on files, values or keys."),

@@ -41,8 +41,8 @@ function dead.find(own, id)
 end
 
 -- The header of the job; nil where the library did not make it. Anybody who may XADD there may have written a letter.
-function dead.header(fields)
-  local header = jobs.header(fields)
+function dead.header(fields, id)
+  local header = jobs.header(fields, id)
   for _, position in ipairs(header and { jobs.INPUTS, jobs.NAMES, jobs.OUTPUTS } or {}) do
     for _, text in pairs(header[position]) do
       if type(text) ~= 'string' then
@@ -55,7 +55,7 @@ end
 
 -- What there is to say of one, as a flat list; and its header.
 function dead.described(id, fields)
-  local header = dead.header(fields)
+  local header = dead.header(fields, id)
   local executors = {}
   for name in string.gmatch(fields.executors or '', '%S+') do
     executors[#executors + 1] = name

@@ -107,6 +107,7 @@ function keys.of_node(tag)
     dropped = base .. 'dropped',
     stats = base .. 'stats:',
     bytes = base .. 'bytes:',
+    held = base .. 'held:',
     executors = base .. 'executors',
     executor = base .. 'executor:',
     seen = base .. 'seen:',

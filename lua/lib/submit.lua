@@ -115,9 +115,13 @@ end
 -- nil where all are inline. Returns the id of the entry.
 function submit.enter(own, device, record, request, deadline, ticket, entry, modes, count, bytes)
   entry[2] = header_of(record, request, deadline, ticket, modes, count, bytes)
-  local id = redis.call('XADD', own.jobs .. device, '*', unpack(entry))
+  local stream = own.jobs .. device
+  local id = jobs.add(stream, entry)
   if bytes > 0 then
     redis.call('INCRBY', own.bytes .. device, bytes)
+    if not jobs.may_read(stream) then
+      redis.call('SET', own.held .. device .. '/' .. id, bytes, 'PX', request.timeout + jobs.REPLY_GRACE_MS)
+    end
   end
   return id
 end

@@ -78,8 +78,8 @@ class Hand:
         return caught.value
 
     def everything(self) -> dict[bytes, tuple[bytes, bool]]:
-        """All keys with what they hold and whether they expire."""
-        names = sorted(self.do("KEYS", "*"))
+        """All keys with what they hold and whether they expire, but for signs of life, which go by themselves."""
+        names = sorted(key for key in self.do("KEYS", "*") if b"}:executor:" not in key)
         values = self.wire.call_many([("DUMP", key) for key in names])
         ttls = self.wire.call_many([("PTTL", key) for key in names])
         return {key: (bytes(value), ttl >= 0) for key, value, ttl in zip(names, values, ttls, strict=True)}
