@@ -90,10 +90,9 @@ def translated(client: redis.Redis | None = None) -> Iterator[None]:
         pool: Any = client.connection_pool if client else None
         tls = pool is not None and issubclass(pool.connection_class, redis.SSLConnection)
         certificate = tls and bool(pool.connection_kwargs.get("ssl_certfile"))
-        problem, sure = tls_problem(error, tls=tls, certificate=certificate)
+        problem, _ = tls_problem(error, tls=tls, certificate=certificate)
         text = " ".join(str(error).split())
-        text = f"cannot reach the server: {f'{problem} ({text})' if problem else text}"
-        raise (BadArg if sure else Unreachable)(text) from error
+        raise Unreachable(f"cannot reach the server: {f'{problem} ({text})' if problem else text}") from error
     except redis.RedisError as error:
         raise from_reply(_reply_text(error)) from error
 

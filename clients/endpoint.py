@@ -114,11 +114,12 @@ class Endpoint:
         Raises:
             Unreachable: the server cannot be reached.
             NoPerm: it refuses this user.
-            BadArg: the settings do not fit, such as those of TLS.
+            BadArg: a setting is unknown.
         """
         pool = self._prepared(0, name, patience)
         try:
-            connection = pool.make_connection()
+            # Not the pool's make_connection: it counts all that it ever made, and stops at 100.
+            connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
@@ -128,7 +129,7 @@ class Endpoint:
         """Make an asyncio connection, logged in; like `connect`."""
         pool = self._prepared(1, name, patience)
         try:
-            connection = pool.make_connection()
+            connection = pool.connection_class(**pool.connection_kwargs)
             await connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
@@ -150,6 +151,5 @@ class Endpoint:
         if isinstance(error, redis.ResponseError):
             return from_reply(str(error))
         settings = self._pools[0].connection_kwargs
-        problem, sure = tls_problem(error, tls=self._tls, certificate=bool(settings.get("ssl_certfile")))
-        text = f"cannot connect to {self}: {problem} ({error})" if problem else f"cannot connect to {self}: {error}"
-        return BadArg(text) if sure else Unreachable(text)
+        problem, _ = tls_problem(error, tls=self._tls, certificate=bool(settings.get("ssl_certfile")))
+        return Unreachable(f"cannot connect to {self}: {f'{problem} ({error})' if problem else error}")

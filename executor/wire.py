@@ -72,7 +72,8 @@ class Wire:
             BadArg: the settings of TLS do not fit.
         """
         self.close()
-        connection: Any = self._pool.make_connection()
+        # Not the pool's make_connection: it counts all that it ever made, and stops at 100.
+        connection: Any = self._pool.connection_class(**self._pool.connection_kwargs)
         try:
             connection.connect()
         except redis.AuthenticationError as error:

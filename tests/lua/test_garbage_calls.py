@@ -87,6 +87,10 @@ SOUND: dict[str, list[Any]] = {
     "AI_DEADRETRY": ["D", "TIMEOUT", "1000"],
     "AI_DEADSCAN": ["0", "COUNT", "10", "MODEL", "m"],
     "AI_INFO": ["VERSION", "1"],
+    "AI_NODE": [],
+    "KS_CATALOG": ["0", "10", "REVS"],
+    "KS_MERGE": ["NEWER", "1", "m2", "5", "t", "2", "m2", "{}", "m3", "6", "", "0"],
+    "KS_REFRESH": ["m", "none"],
     "KS_BEAT": ["e1", "{}", "2000", "CPU", "GPU:1"],
     "KS_COMPLETE": [
         "CPU", "e1", "100", "u-1", "10", "1", "0", "0", "2",
