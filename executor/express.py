@@ -69,11 +69,14 @@ class Express:
             if not job.rows:
                 return None
             self._held[job.ref] = job  # from here on the watchdog answers it at its deadline
+            self._runner.running = (model, (job,))
             started = time.perf_counter()
             results = model.run(job.arrays)
             seconds = time.perf_counter() - started
         except Exception:  # noqa: BLE001  # the general way does it once more, and says what is wrong
+            self._runner.running = None
             return None
+        self._runner.running = None
         model.timed(seconds)
         lane.note_cost(seconds, 1)
         ended = self._runner.finish(model, (job,), results)

@@ -40,6 +40,7 @@ class Model:
         min_wait: seconds to wait for them at most.
         digest: SHA-256 of its blob, hex.
         run_s: smoothed time of a run, seconds; 0 until it has run.
+        run_limit_s: a run that takes longer is abandoned (executor/limits.py); 0: none is.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Model:
         # RedisAI waits for ever where MINBATCHTIMEOUT is not set; here there is always a bound.
         self.min_wait = (info.minbatchtimeout or min_wait_ms) / 1000
         self.run_s = 0.0
+        self.run_limit_s = 0.0
         self.replies = Replies(self.title, INLINE_OUTPUT)
         self._forms: dict[tuple[int, ...], tuple[int, Stack | None, Sequence[Header]]] = {}
         self._stacks: dict[Any, Stack] = {}

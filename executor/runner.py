@@ -48,11 +48,15 @@ class Runner:
     Args:
         node: names of the node's own keys: outputs that are not for a key of the caller's lie beside them.
         name: unique to this runner, part of the names of staged outputs.
+
+    Attributes:
+        running: the model that runs now and its jobs, a new object each time, for whoever looks how long that takes.
     """
 
     def __init__(self, node: keys.NodeKeys, name: str) -> None:
         self.node = node
         self._name = name
+        self.running: tuple[Model, Sequence[Job]] | None = None
 
     def run(self, model: Model, jobs: Sequence[Job]) -> Ran:
         """Run jobs that may be stacked, or one job.
@@ -63,9 +67,11 @@ class Runner:
         begun = time.monotonic()
         queued = sum([begun - job.claimed for job in jobs])
         rows = sum([job.rows for job in jobs])
+        self.running = (model, jobs)
         try:
             results = self._run(model, jobs, rows)
         except Exception as error:  # noqa: BLE001  # memory may be short, too: it fails this job, not the executor
+            self.running = None
             if len(jobs) > 1:
                 return self._one_by_one(model, jobs)
             return Ran(
@@ -75,6 +81,7 @@ class Runner:
                 time.perf_counter() - started,
                 queued,
             )
+        self.running = None
         seconds = time.perf_counter() - started
         model.timed(seconds)
         return Ran(model, self.finish(model, jobs, results), rows, seconds, queued)

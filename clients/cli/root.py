@@ -87,6 +87,7 @@ _HERE = "keyside.clients.cli"
             f"{_HERE}.status:status",
             "Show each node: slots, executors, queues, models; and what is wrong.",
         ),
+        "dead": (f"{_HERE}.dead:dead", "Show, retry and drop dead letters: jobs that were given up."),
         "info": (f"{_HERE}.info:info", "Show a server, its executors, its queues and its memory."),
         "doctor": (f"{_HERE}.doctor:doctor", "Find out what is wrong, and how to fix it."),
         "completion": (f"{_HERE}.completion:completion", "Print the completion script of a shell."),

@@ -6,6 +6,7 @@ local jobs = {}
 jobs.GROUP = 'ks'
 jobs.REPLY_GRACE_MS = 10000 -- how long a reply, and what belongs to the job, outlives the deadline
 jobs.COUNTED_BYTES = 4096   -- smaller jobs are bounded by their number alone
+jobs.GIVEN_BACK_MS = 86400000 -- how long what an executor gave back seems to have been left alone: more than any lease
 
 -- Positions in the header `h`.
 jobs.OP, jobs.MODEL, jobs.KEY, jobs.VERSION, jobs.DEADLINE = 2, 3, 4, 5, 6
@@ -194,12 +195,21 @@ function jobs.push_collected(lists)
   end
 end
 
-function jobs.release(own, device, header)
+-- The private keys that hold inputs of a job and of no other.
+function jobs.captures(header)
+  local found = {}
   for _, input in ipairs(header[jobs.INPUTS]) do
     -- Captures, and nothing else that an entry by another hand may name.
     if type(input) == 'string' and string.find(input, '^cks:{[^}]+}:cap:') then
-      redis.pcall('UNLINK', string.sub(input, 2))
+      found[#found + 1] = string.sub(input, 2)
     end
+  end
+  return found
+end
+
+function jobs.release(own, device, header, keep)
+  for _, capture in ipairs(keep and {} or jobs.captures(header)) do
+    redis.pcall('UNLINK', capture)
   end
   local bytes = header[jobs.BYTES]
   if type(bytes) == 'number' and bytes > 0 then
@@ -212,10 +222,10 @@ function jobs.remove(stream, id)
   return redis.call('XDEL', stream, id)
 end
 
--- End a job that does not run (any more): its caller gets `text`, its captures go.
-function jobs.abandon(own, device, id, header, text)
+-- End a job that does not run (any more): its caller gets `text`, its captures go, unless they are to be kept.
+function jobs.abandon(own, device, id, header, text, keep)
   jobs.remove(own.jobs .. device, id)
-  jobs.release(own, device, header)
+  jobs.release(own, device, header, keep)
   if header[jobs.DEADLINE] > 0 then
     jobs.reply(own, device, id, header[jobs.DEADLINE], header[jobs.TICKET], header[jobs.CORR], text)
   end

@@ -100,6 +100,7 @@ function keys.of_node(tag)
     tag = tag,
     jobs = base .. 'jobs:',
     dead = base .. 'dead',
+    died = base .. 'died:',
     catalog = base .. 'catalog',
     models = base .. 'models',
     revs = base .. 'revs',

@@ -93,6 +93,10 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FCALL", "AI_INFO", 1, "fraud"), {ALICE, READER, MANAGER, ROOT}),
     (("FCALL", "AI_INFO", 1, "other"), {"bob", ROOT}),
     (("FCALL", "AI_INFO", 1, "fraud", "RESETSTAT"), {MANAGER, ROOT}),
+    (("FCALL_RO", "AI_DEADSCAN", 0, "0"), {EXEC, ROOT}),
+    (("FCALL_RO", "AI_DEADGET", 0, "1-1"), {EXEC, ROOT}),
+    (("FCALL", "AI_DEADDEL", 0, "1-1"), {ROOT}),
+    (("FCALL", "AI_DEADRETRY", 0, "1-1"), {ROOT}),
     (("FCALL_RO", "AI_NODE", 0), set(ALL)),
     (("FCALL_RO", "KS_VERSION", 0), set(ALL)),
 ]

@@ -168,6 +168,23 @@ def test_an_entry_by_hand(place: World, runner: Executor, db: Any) -> None:
     assert int(found[1]) >= 4
 
 
+def test_a_dead_letter_by_hand(place: World, runner: Executor, db: Any) -> None:
+    fields = genuine(place, runner, *execute("fraud", ["alice:x"], ["alice:y"]))
+    forged = [b"h", header_of(fields, inputs=[b"rbob:x"]), *fields[2:]]
+
+    def letter(of: list[bytes]) -> bytes:
+        added: bytes = send(place.admin, "XADD", "ks:{0}:dead", "*", "id", "CPU/1-1", "reason", "r", *of)
+        return added
+
+    try:
+        for not_ours in (forged, fields[:-2]):
+            with pytest.raises(redis_py.ResponseError, match=r"BADARG .* is no job that runs a model"):
+                send(place.admin, "FCALL", "AI_DEADRETRY", 0, letter(not_ours))
+        answer(place.admin, send(place.admin, "FCALL", "AI_DEADRETRY", 0, letter(fields)))
+    finally:
+        place.admin.delete("ks:{0}:dead")
+
+
 def test_what_a_forger_would_want(place: World, runner: Executor, db: Any) -> None:
     fields = genuine(place, runner, *execute("fraud", ["alice:x"], ["alice:y"], "TICKET", "ks:{0}:t:f:1"))
     signature = fields[-2:]
