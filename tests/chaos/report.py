@@ -110,7 +110,8 @@ def show(found: dict[str, Any], problems: list[str]) -> str:
     lines = [
         "",
         f"{found['about']}, seed {found['seed']}, {found['seconds']:g} s",
-        f"faults {found['faults']}, callers killed {found['callers killed']}, slots asked {found['slots asked']:,}, slots moved {found['slots moved']}",
+        f"faults {found['faults']}, callers killed {found['callers killed']}",
+        f"slots: keys in {found['slots asked']:,}, {found['slots moved']} moved",
         f"calls {found['calls']:,}: right {found['right']:,}, codes {found['codes']}",
         f"  by kind: {found['by kind']}",
         f"  wrong {len(found['wrong'])}, hung {len(found['hung'])}, {late}",
