@@ -65,6 +65,7 @@ class Peers:
         chart: the cluster as the own node sees it.
         new_wire: makes a connection to the own node.
         role: part of the names of the connections.
+        readonly: read from the own node although it is a replica.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Replicator(threading.Thread):
         super().__init__(name="replicator", daemon=True)
         self._worker = worker
         self._settings = worker.settings
-        self._peers = worker.new_peers("catalog")
+        self._peers = worker.new_peers("catalog", readonly=True)
         self._ear = worker.new_wire("ear")
         self._catalogs = Catalogs(self._peers, worker.chart)
         self._preloader = Preloader(self._settings.devices, worker.cache, self._size_of, self._helpless)

@@ -114,9 +114,10 @@ class Worker:
         """Return a connection, not yet connected."""
         return Wire(self.settings.url, name=f"keyside-{role}", timeout=30.0)
 
-    def new_peers(self, role: str) -> Peers:
+    def new_peers(self, role: str, *, readonly: bool = False) -> Peers:
         """Return connections to all nodes of the cluster, for one thread."""
-        return Peers(self.settings.url, self.settings.peer_url, self.chart, self.new_wire, role)
+        settings = self.settings
+        return Peers(settings.url, settings.peer_url, self.chart, self.new_wire, role, readonly=readonly)
 
     # --- the loop
 
