@@ -198,7 +198,7 @@ def test_executors_of_one_shard_share_its_jobs(cluster: Cluster) -> None:
         for executor in started:
             executor.start()
         with server.client() as db:
-            raw.store(db, name, more_models.slow())
+            raw.store(db, name, more_models.slow(), "BATCHSIZE", 1)
             loaded = f"loaded {db.hget(name, 'uid').decode()}-1"
             for executor in started:
                 wait_until(lambda executor=executor: loaded in executor.output, "all have loaded it", 10)
