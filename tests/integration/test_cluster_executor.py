@@ -61,6 +61,22 @@ def name_on(cluster: Cluster, server: Server) -> str:
     return next(name for name in (f"m{n}" for n in range(1000)) if cluster.owner(name) is server)
 
 
+def promote(cluster: Cluster, replica: Server) -> None:
+    """Make a replica the primary, in agreement with the old one."""
+    asked = 0.0
+
+    def promoted() -> bool:
+        nonlocal asked
+        role, *rest = cluster.ask(replica, "ROLE")
+        # The others elect nobody in place of the same node twice within a few seconds: then it is asked again.
+        if role == b"slave" and rest[2] == b"connected" and time.monotonic() - asked > 6:
+            asked = time.monotonic()
+            cluster.ask(replica, "CLUSTER", "FAILOVER")
+        return bool(role == b"master")
+
+    wait_until(promoted, "the replica is the primary", 30)
+
+
 def predict(server: Server, name: str, x: Any = X) -> Any:
     with server.client() as db:
         return raw.run(db, raw.predict(name, x)).outputs["y"]
@@ -78,8 +94,7 @@ def test_an_executor_of_a_replica_stands_by_until_that_is_promoted(cluster: Clus
         assert f"standby: its node is a replica of 127.0.0.1:{primary.port}" in json.loads(text)["error"]
         assert second.output.count("standby") == 1
         assert first.ready
-        cluster.ask(replica, "CLUSTER", "FAILOVER")
-        wait_until(lambda: cluster.ask(replica, "ROLE")[0] == b"master", "the replica is the primary")
+        promote(cluster, replica)
         promoted = time.monotonic()
         wait_until(lambda: second.ready, "its executor serves", 5)
         assert time.monotonic() - promoted < 1.5
@@ -87,7 +102,7 @@ def test_an_executor_of_a_replica_stands_by_until_that_is_promoted(cluster: Clus
         wait_until(lambda: "standby: its node is a replica" in first.health("ready")[1], "the other one stands by", 5)
         assert first.health("live")[0] == 200
         assert second.output.count(loaded) == 1
-        cluster.ask(primary, "CLUSTER", "FAILOVER")
+        promote(cluster, primary)
         wait_until(lambda: first.ready and not second.ready, "and back again", 10)
         np.testing.assert_array_equal(predict(primary, name), 2 * X + 1)
 
@@ -101,7 +116,7 @@ def test_jobs_in_flight_survive_a_failover(cluster: Cluster) -> None:
         queued = [raw.call(db, *raw.predict(name, np.full((1, 1), n, np.int64))) for n in range(5)]
         wait_until(lambda: pending(cluster, primary), "the first runs")
         assert db.wait(1, 5000) == 1, "the replica has them"
-        cluster.ask(replica, "CLUSTER", "FAILOVER")
+        promote(cluster, replica)
         wait_until(lambda: second.ready and not first.ready, "the roles have changed", 10)
         with replica.client() as new:
             for n, ticket in enumerate(queued):
