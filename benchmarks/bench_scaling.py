@@ -136,7 +136,7 @@ def _counters(node: Server) -> dict[str, float]:
     with node.client() as db:
         stats: Any = db.info("stats")
         db.response_callbacks.clear()
-        said = db.execute_command("CLUSTER", "INFO").decode()  # type: ignore[no-untyped-call]
+        said = db.execute_command("CLUSTER", "INFO").decode()
     bus = sum(int(number) for number in re.findall(r"cluster_stats_messages_(?:sent|received):(\d+)", said))
     return {
         "commands": stats["total_commands_processed"],
@@ -163,8 +163,8 @@ def main() -> None:
             for one in turns(clusters, number):
                 one.run(book, max(1.0, 8 * options.scale))
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    one, three = (cluster.name for cluster in clusters)
-    book.over("scaling.cpu", three, one, "server + executor CPU us")
+    few, many = (cluster.name for cluster in clusters)
+    book.over("scaling.cpu", many, few, "server + executor CPU us")
     for count in SIZES:
         traffic(book, options.server, count, options.scale)
         print(f"traffic of {count}: measured", file=sys.stderr)

@@ -10,6 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from keyside.tensorstore.errors import BadArg, KeysideError, NoPerm, Unreachable, from_reply
+from keyside.tensorstore.sockets import tls_problem
 
 __all__ = ["Endpoint"]
 
@@ -47,6 +48,7 @@ class Endpoint:
         except (ValueError, TypeError, redis.RedisError) as error:
             raise BadArg(f"not the address of a server: {error}") from error
         self._pools = (pool, twin)
+        self._tls = issubclass(pool.connection_class, redis.SSLConnection)
         for one in self._pools:
             one.connection_kwargs.update(
                 protocol=2,
@@ -112,10 +114,12 @@ class Endpoint:
         Raises:
             Unreachable: the server cannot be reached.
             NoPerm: it refuses this user.
+            BadArg: a setting is unknown.
         """
         pool = self._prepared(0, name, patience)
         try:
-            connection = pool.make_connection()
+            # Not the pool's make_connection: it counts all that it ever made, and stops at 100.
+            connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
@@ -125,7 +129,7 @@ class Endpoint:
         """Make an asyncio connection, logged in; like `connect`."""
         pool = self._prepared(1, name, patience)
         try:
-            connection = pool.make_connection()
+            connection = pool.connection_class(**pool.connection_kwargs)
             await connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
@@ -146,4 +150,6 @@ class Endpoint:
             return NoPerm(f"{self}: {error}")
         if isinstance(error, redis.ResponseError):
             return from_reply(str(error))
-        return Unreachable(f"cannot connect to {self}: {error}")
+        settings = self._pools[0].connection_kwargs
+        problem, _ = tls_problem(error, tls=self._tls, certificate=bool(settings.get("ssl_certfile")))
+        return Unreachable(f"cannot connect to {self}: {f'{problem} ({error})' if problem else error}")

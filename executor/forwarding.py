@@ -9,13 +9,11 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hiredis
-import msgpack
 
-from keyside.executor.peers import Peers, moved_to, on_the_move
+from keyside.executor.peers import moved_to, on_the_move
 from keyside.executor.protocol import Job, device_of
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore import keys
@@ -24,15 +22,13 @@ from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 if TYPE_CHECKING:
     from keyside.executor.worker import Worker
 
-__all__ = ["Forwarder", "origin_of", "with_ticket"]
+__all__ = ["Forwarder", "keys_of", "origin_of"]
 
 FIRST_S = 0.02
 LONGEST_S = 0.5
 TRIES = 5
 GRACE_MS = 10_000
 """How long a reply outlives its job's deadline (docs/protocol.md section 5)."""
-
-_TICKET = 6
 
 
 class Forwarder(threading.Thread):
@@ -132,8 +128,8 @@ class Forwarder(threading.Thread):
         if found:
             queue = job.queue.partition("@")[0]
             origin = origin_of(worker.node, job)
-            fields = with_ticket(found[0][1], _server_ticket(worker.node, job))
-            self._peers.call(key, b"FCALL", b"KS_FORWARD", 1, key, queue, origin, job.deadline, *fields)
+            ticket = _server_ticket(worker.node, job)
+            self._peers.call(key, b"FCALL", b"KS_FORWARD", 1, key, queue, origin, job.deadline, ticket, *found[0][1])
             checked(wire.call(b"FCALL", b"KS_DROP", 0, job.queue, worker.consumer, job.id))
             worker.log.info("job forwarded: its keys have moved", id=origin, device=device_of(job.queue))
             worker.metrics.event("jobs_forwarded", 1)
@@ -155,11 +151,6 @@ class Forwarder(threading.Thread):
                 checked(reply)
         return b""
 
-    @property
-    def peers(self) -> Peers:
-        """Its connections."""
-        return self._peers
-
 
 def keys_of(job: Job) -> list[bytes]:
     """Return the keys that decide where a job belongs: of a load, the model."""
@@ -179,15 +170,3 @@ def _server_ticket(node: keys.NodeKeys, job: Job) -> bytes:
     queue, _, tag = job.queue.partition("@")
     names = keys.NodeKeys(tag.encode()) if tag else node
     return names.ticket(f"{queue}/{job.id.decode()}")
-
-
-def with_ticket(fields: Sequence[bytes], ticket: bytes) -> list[Any]:
-    """Return the fields of an entry, with a ticket in its header if there is none.
-
-    The ticket that belongs to an entry without one is named after it, and it will be another one on the other node.
-    """
-    header = msgpack.unpackb(fields[1], raw=True, strict_map_key=False)
-    if header[_TICKET] or header[1] != b"run":
-        return list(fields)
-    header[_TICKET] = ticket
-    return [fields[0], msgpack.packb(header, use_bin_type=False), *fields[2:]]

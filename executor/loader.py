@@ -14,6 +14,7 @@ from keyside.executor import blobs
 from keyside.executor.backends import base
 from keyside.executor.backends.base import LoadedModel
 from keyside.executor.cache import ModelRef
+from keyside.executor.limits import own_run_limit
 from keyside.executor.model import Model
 from keyside.executor.peers import Peers
 from keyside.executor.protocol import Job
@@ -46,7 +47,7 @@ class Loader:
         self._chart = chart or Chart()
         self._consumer = consumer
         self._local = threading.local()
-        self._loading: set[int] = set()  # threads
+        self._loading: dict[int, tuple[ModelRef]] = {}  # by thread; a new object for each load
         self._sharing = Sharing()
         self._log = structlog.get_logger()
 
@@ -55,6 +56,11 @@ class Loader:
         """Whether a model is being loaded."""
         return bool(self._loading)
 
+    @property
+    def under_way(self) -> list[tuple[ModelRef]]:
+        """What is being loaded, each in a tuple of its own, for whoever looks how long that takes."""
+        return list(self._loading.values())
+
     def load(self, ref: ModelRef) -> Model:
         """Load a version.
 
@@ -62,17 +68,18 @@ class Loader:
             KeysideError: it cannot be had or cannot be loaded; the text is for callers.
         """
         me = threading.get_ident()
-        self._loading.add(me)
+        self._loading[me] = (ref,)
         try:
             return self._load(ref)
         finally:
-            self._loading.discard(me)
+            self._loading.pop(me, None)
 
     def _load(self, ref: ModelRef) -> Model:
         key = str(ref.context)
         info, uid, (blob, digest) = self._read_patiently(ref, key)
         backend = base.find(info.backend)
         settings = self._settings
+        run_limit_s, info = own_run_limit(info)
 
         def make() -> LoadedModel:
             return backend.load(
@@ -97,6 +104,7 @@ class Loader:
         model.digest = digest
         if info.state == "loading" and not self._chart.now.is_mine(keys.slot(_raw(key))):
             self._tell_home(_raw(key), uid, info, model)
+        model.run_limit_s = settings.run_limit_s if run_limit_s is None else run_limit_s
         return model
 
     def _tell_home(self, key: bytes, uid: str, info: VersionInfo, model: Model) -> None:

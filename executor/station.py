@@ -8,7 +8,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from keyside.executor.install import ensure_library
 from keyside.executor.protocol import GROUP
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore import keys
@@ -94,7 +93,7 @@ class Station:
 
     def install(self, wire: Wire) -> None:
         """Load the function library where that is needed."""
-        done = ensure_library(wire)
+        done = self._worker.seals.install(wire)
         if done != "present":
             self._worker.log.info("function library", state=done)
 
@@ -136,6 +135,7 @@ class Station:
         worker = self._worker
         worker.claiming = False
         worker.line.lost()
+        worker.park()
         pause = 0.05
         while not worker.stopping.wait(pause):
             try:
@@ -235,6 +235,7 @@ class Station:
     def drain(self) -> None:
         """End what was claimed, as far as the time for it goes, and leave."""
         worker = self._worker
+        worker.draining = True
         worker.log.info("stopping", held=len(worker.held))
         drain_s = worker.settings.drain_s
         deadline = time.monotonic() + drain_s
@@ -252,12 +253,18 @@ class Station:
             worker.log.warning("not everything was delivered", error=str(error))
         patience.cancel()
         self._gave_up.set()
+        left = len(worker.held)
         worker.stop_threads()
         if not self.standby:
-            try:
-                worker.wire.call(b"FCALL", b"KS_LEAVE", 0, worker.consumer, *worker.queues)
-            except KeysideError as error:
-                worker.log.warning("could not sign off", error=str(error))
-        worker.cache.close()
-        worker.wire.close()
-        worker.log.info("stopped", left=len(worker.held))
+            self._sign_off()
+        worker.close()
+        worker.log.info("stopped", left=left)
+
+    def _sign_off(self) -> None:
+        worker = self._worker
+        try:
+            if not worker.wire.connected:
+                worker.wire.connect()
+            worker.wire.call(b"FCALL", b"KS_LEAVE", 0, worker.consumer, *worker.queues)
+        except KeysideError as error:
+            worker.log.warning("could not sign off", error=str(error))

@@ -12,6 +12,7 @@ import structlog
 
 from keyside import __version__
 from keyside.executor import cores
+from keyside.executor.abandon import Abandoner
 from keyside.executor.batching import batches
 from keyside.executor.cache import ModelCache
 from keyside.executor.claims import Claims
@@ -20,14 +21,17 @@ from keyside.executor.express import Express
 from keyside.executor.forwarding import Forwarder
 from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
+from keyside.executor.limits import Limits
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.metrics import Metrics
 from keyside.executor.model import Model
 from keyside.executor.peers import Peers
 from keyside.executor.protocol import Finished, Job, Ref, device_of
+from keyside.executor.recycle import Requests
 from keyside.executor.replicator import Replicator
 from keyside.executor.runner import Ran, Runner
+from keyside.executor.seals import Seals
 from keyside.executor.settings import Settings
 from keyside.executor.station import TICK, Station
 from keyside.executor.strays import Strays
@@ -56,6 +60,9 @@ class Worker:
         claiming: whether it may be blocked in a claim.
         node: names of the node's own keys.
         serves: whether it has served its node, so that the node is known.
+        draining: set once it acts on the request to stop.
+        halted: set when the process is about to begin anew: then it claims nothing more.
+        requests: tells of requests to stop; None where the process is not the executor's own.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -66,6 +73,9 @@ class Worker:
         self.held: dict[Ref, Job] = {}
         self.stopping = threading.Event()
         self.claiming = False
+        self.halted = False
+        self.draining = False
+        self.requests: Requests | None = None
         self.node = keys.NodeKeys()  # until the server has said which node it is
         self.serves = False
         self.chart = Chart()
@@ -86,6 +96,7 @@ class Worker:
             info={"name": settings.name, "version": __version__},
         )
         self._forwarder = Forwarder(self)
+        self.seals = Seals(lambda: self.watchdog.now_ms())  # noqa: PLW0108  # there is none yet
         self._delivery = Delivery(
             self.consumer, self.held, self.metrics, self._station.install, gave_up,
             self._forwarder.moved, self._forwarder.relay,
@@ -94,10 +105,19 @@ class Worker:
         runners = {device: Runner(self.node, f"{self.consumer.decode()}-{device}") for device in settings.devices}
         self._runners = [self._runner, *runners.values()]
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
-        self._intake = Intake(self.held, self.cache, self._loader, self._lanes, self._end, self._forwarder.moved)
+        self._intake = Intake(
+            self.held,
+            self.cache,
+            self._loader,
+            self._lanes,
+            self._end,
+            self._forwarder.moved,
+            self.seals,
+            lambda: self.metrics.event("entries_refused"),
+        )
         self.claims = Claims(self.consumer, self._lanes, self._intake, settings.claim, lambda: self.watchdog.shared)
         self._quick_s = settings.inline_ms / 1000
-        self._express = Express(self.held, self.cache, self._runner, self._delivery, self._quick_s)
+        self._express = Express(self.held, self.cache, self._runner, self._delivery, self._quick_s, self.seals)
         self._planned = b""  # the next claim, if it has been worked out already
         self.belong_to(self.node.tag)
         self.line = Line(self.wire, self._delivery)
@@ -106,7 +126,8 @@ class Worker:
         self._spin_s = settings.spin_us / 1e6 if cores.allowed() >= SPIN_CORES else 0.0
         self._claim_thread = 0
         self._adopted: dict[str, Ref] = {}
-        self.watchdog = Watchdog(self)
+        limits = Limits(self._runners, lambda: self._loader.under_way, settings.load_limit_s)
+        self.watchdog = Watchdog(self, Abandoner(self, limits, self._delivery))
         self.strays = Strays(self)
         self._replicator = Replicator(self)
 
@@ -139,7 +160,8 @@ class Worker:
                 self._station.restore()
             except KeysideError as error:
                 # The server has gone, or will not have us for now, as when a slot is on the move.
-                self.log.warning("server unreachable", error=str(error))
+                if not self.halted:
+                    self.log.warning("server unreachable", error=str(error))
                 self._station.reconnect()
         self._station.drain()
 
@@ -153,6 +175,7 @@ class Worker:
             return
         if self._station.moving:
             self._station.follow()
+        self.park()
         plan = self._planned or self._plan()
         self._planned = b""
         self.claiming = bool(plan)
@@ -285,6 +308,11 @@ class Worker:
         else:
             self._lanes[finished.job.device].end(finished)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether threads are still in the code of models."""
+        return self._loader.busy or any(lane.is_alive() for lane in self._lanes.values())
+
     def why_dead(self) -> str:
         """Return why the process should be restarted, or an empty text."""
         for thread in self._threads:
@@ -336,6 +364,10 @@ class Worker:
             counts[job.device] += 1
         return counts
 
+    def room_for(self, queue: str) -> bool:
+        """Whether more jobs of a queue could be run soon."""
+        return self._lanes[device_of(queue)].room(self.settings.claim) > 0
+
     def has_room(self) -> bool:
         """Whether a queue that the claim under way leaves out could be claimed from now."""
         return self.claims.has_room()
@@ -363,13 +395,14 @@ class Worker:
         self.ended()
 
     def adopt(self, wire: Wire, queue: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
-        """Run a job that another executor has left behind, alone."""
+        """Run a job that another executor has left behind; alone, unless that one gave it back."""
         job = self._intake.parse(wire, queue, entry_id, fields)
         if job is None:
             return
         self.log.warning("job taken over", queue=queue, id=entry_id.decode(), delivery=deliveries)
-        job.alone = True
-        self._adopted[queue] = job.ref
+        job.alone = deliveries > 1
+        if job.alone:
+            self._adopted[queue] = job.ref
         try:
             self._begin(wire, job)
         except Unreachable:
@@ -473,11 +506,25 @@ class Worker:
         self._room.wait(seconds)
         self._room.clear()
 
+    def park(self) -> None:
+        """Stay here for ever, if the process is about to begin anew."""
+        if self.halted:
+            threading.Event().wait()  # the process is replaced under this thread
+
     def stop_threads(self) -> None:
-        """End all other threads."""
-        for thread in self._threads:
-            if isinstance(thread, Lane | Watchdog | Replicator | Strays | Forwarder):
-                thread.stop()
-        for thread in self._threads:
-            if thread.ident:
-                thread.join(5.0)
+        """End all other threads, and have what has not begun run nowhere; runs under way may still end."""
+        helpers = (self.watchdog, self._replicator, self.strays, self._forwarder)
+        for helper in helpers:  # the watchdog would go on extending leases
+            helper.stop()
+        for helper in helpers:
+            helper.join(5.0)
+        for lane in self._lanes.values():
+            lane.drop(set(self.held))
+            lane.stop()
+
+    def close(self) -> None:
+        """Give everything back."""
+        for lane in self._lanes.values():
+            lane.join(1.0)
+        self.cache.close()
+        self.wire.close()

@@ -17,7 +17,7 @@ local function KS_DROP(_, ARGV)
     local id = ARGV[i]
     if jobs.is_id(id) and jobs.held(stream, consumer, id, id, 1)[id] then
       local fields = jobs.entry(stream, id)
-      local header = fields and jobs.header(fields)
+      local header = fields and jobs.header(fields, id)
       jobs.remove(stream, id)
       if header and header[jobs.BYTES] > 0 then
         redis.pcall('DECRBY', own.bytes .. device, ('%.0f'):format(header[jobs.BYTES]))

@@ -140,7 +140,7 @@ class Nodes:
         found = []
         for server in self.servers:
             catalog = self.db(server).hgetall(keys.NodeKeys(self.tag(server)).catalog)
-            found.append({field: record for field, record in catalog.items() if b"@" != field})
+            found.append({field: record for field, record in catalog.items() if field != b"@"})
         return all(one == found[0] for one in found)
 
     def new_tags(self) -> None:

@@ -29,10 +29,10 @@ def _running(request: pytest.FixtureRequest) -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def nodes(_running: Nodes) -> Iterator[Nodes]:
+def nodes(_running: Nodes) -> Nodes:
     """Three primaries with an executor each."""
     _running.flush()
-    yield _running
+    return _running
 
 
 @pytest.fixture
@@ -299,14 +299,14 @@ def test_a_forwarded_job_is_taken_once(nodes: Nodes, model: str) -> None:
         (entry,) = db.execute_command("XRANGE", stream, "-", "+")
         fields = [part for pair in entry[1].items() for part in pair]
         origin = f"{nodes.tag(source).decode()}/CPU/1-0"
-        args = ("CPU", origin, 2**45, *fields)
+        args = ("CPU", origin, 2**45, "", *fields)
         assert db.fcall("KS_FORWARD", 1, f"{tag}y", *args)
         assert db.fcall("KS_FORWARD", 1, f"{tag}y", *args) == b""
         assert db.xlen(stream) == 2
     raw.answer(db, ticket)
     with pytest.raises(redis_py.ResponseError, match="executors only"):
-        db.fcall("KS_FORWARD", 1, f"{tag}y", "CPU", "no origin", 2**45, *fields)
+        db.fcall("KS_FORWARD", 1, f"{tag}y", "CPU", "no origin", 2**45, "", *fields)
     with pytest.raises(redis_py.ResponseError, match="none of ours"):
-        db.fcall("KS_FORWARD", 1, f"{tag}y", "CPU", origin, 2**45, "h", "junk")
+        db.fcall("KS_FORWARD", 1, f"{tag}y", "CPU", origin, 2**45, "", "h", "junk")
     assert db.fcall("KS_DROP", 0, "CPU", "nobody", "1-0", "2-0") == 0
     wait_until(lambda: db.xlen(stream) == 0, "both have run")
