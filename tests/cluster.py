@@ -4,9 +4,11 @@ import itertools
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Self
 
 import redis as redis_py
+from tests import raw
 from tests.executors import Executor
 from tests.servers import Cluster, Server, wait_until
 
@@ -88,7 +90,7 @@ class Nodes:
             self.db(server).flushall()
         for server, executor in self.executors.items():
             wait_until(executor.registered, "the executor registers again")
-            wait_until(lambda server=server: self.complete(server), "its catalog is complete")
+            wait_until(partial(self.complete, server), "its catalog is complete")
 
     def about(self, server: Server) -> dict[bytes, Any]:
         """What AI_NODE says."""
@@ -127,6 +129,27 @@ class Nodes:
         """The default of a model that is ready there, else 0."""
         record = self.record(server, name)
         return int(record["version"]) if record.get("state") == "ready" else 0
+
+    def all_know(self, target: str) -> bool:
+        """Whether all catalogs have a target."""
+        return all(self.knows(server, target) for server in self.servers)
+
+    def lacks(self, server: Server, target: str) -> bool:
+        """Whether its catalog does not have a target."""
+        return not self.knows(server, target)
+
+    def has(self, server: Server, name: str, version: int) -> bool:
+        """Whether a version is the default of a model, and ready, there."""
+        return self.version(server, name) == version
+
+    def loaded(self, server: Server, model_id: str) -> bool:
+        """Whether the executor of a node has a version in memory."""
+        return model_id in self.info(server)["ready"]
+
+    def idle(self, server: Server) -> bool:
+        """Whether the queue of a node is empty, and nothing is left that belongs to jobs."""
+        db = self.db(server)
+        return not db.xlen(keys.NodeKeys(self.tag(server)).jobs("CPU")) and not raw.private_keys(db)
 
     def name_on(self, server: Server) -> str:
         """A name of a model, new, whose home is a node."""

@@ -154,7 +154,7 @@ def test_jobs_in_flight_survive_a_primary_that_is_killed(cluster: Cluster) -> No
 
 def test_an_executor_of_a_node_without_slots_stands_by_until_it_has_some(cluster: Cluster) -> None:
     kind = cluster.nodes[0].kind
-    with Server(kind, **{"cluster-enabled": "yes", "cluster-node-timeout": 2000}) as fresh:
+    with Server(kind, cluster_enabled="yes", cluster_node_timeout=2000) as fresh:
         first = cluster.primaries[0]
         cluster.ask(first, "CLUSTER", "MEET", "127.0.0.1", fresh.port, fresh.bus_port)
         wait_until(lambda: b"cluster_state:ok" in fresh_info(fresh), "it has joined")
@@ -215,8 +215,7 @@ def test_executors_of_one_shard_share_its_jobs(cluster: Cluster) -> None:
         with server.client() as db:
             raw.store(db, name, more_models.slow(), "BATCHSIZE", 1)
             loaded = f"loaded {db.hget(name, 'uid').decode()}-1"
-            for executor in started:
-                wait_until(lambda executor=executor: loaded in executor.output, "all have loaded it", 10)
+            wait_until(lambda: all(loaded in executor.output for executor in started), "all have loaded it", 10)
             names = keys.NodeKeys(db.fcall_ro("AI_NODE", 0)[1])
             turns = more_models.turns_for(0.02)
             taken: dict[bytes, set[bytes]] = {}

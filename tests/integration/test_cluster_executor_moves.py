@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -53,7 +54,7 @@ def stored(nodes: Nodes, blob: bytes) -> str:
     raw.store(nodes.db(home), name, blob)
     loaded = nodes.db(home).hget(name, "uid").decode() + "-1"
     for one in nodes.servers:
-        wait_until(lambda one=one: loaded in nodes.info(one)["ready"], "its executor has it")
+        wait_until(partial(nodes.loaded, one, loaded), "its executor has it")
     return name
 
 
@@ -256,7 +257,7 @@ def test_a_load_follows_its_model(nodes: Nodes) -> None:
     try:
         wait_until(lambda: raw.state(nodes.db(target), name) == "ready", "it is ready", 10)
         for one in nodes.servers:
-            wait_until(lambda one=one: nodes.version(one, name) == 1, "all know", 5)
+            wait_until(partial(nodes.has, one, name, 1), "all know", 5)
         left_nothing(nodes)
     finally:
         move(nodes.cluster, keys.slot(name), target, source)
@@ -281,8 +282,7 @@ def left_nothing(nodes: Nodes) -> None:
     for server in nodes.servers:
         db = nodes.db(server)
         names = keys.NodeKeys(nodes.tag(server))
-        wait_until(lambda db=db, names=names: db.xlen(names.jobs("CPU")) == 0, "the queue is empty", 5)
-        wait_until(lambda db=db: not raw.private_keys(db), "no private key is left", 5)
+        wait_until(partial(nodes.idle, server), "the queue is empty, and no private key is left", 5)
         assert int(db.get(names.bytes("CPU")) or 0) == 0
         for key in db.scan_iter(match="ks:{*}:fwd:*"):
             assert 0 < db.pttl(key) <= 3_600_000

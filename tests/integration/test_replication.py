@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_a_model_is_accepted_on_each_shard_within_a_second(nodes: Nodes) -> None
         name = nodes.name_on(server)
         raw.call(nodes.db(server), *raw.modelstore(name, models.affine()))
         stored = time.monotonic()
-        wait_until(lambda name=name: all(nodes.knows(one, name) for one in nodes.servers), "all accept it", 5)
+        wait_until(partial(nodes.all_know, name), "all accept it", 5)
         assert time.monotonic() - stored < 1.0
         for one in nodes.servers:
             found = raw.run(nodes.db(one), raw.predict(name, X))
@@ -54,18 +55,18 @@ def test_versions_and_deletions_are_known_everywhere(nodes: Nodes) -> None:
     raw.store(nodes.db(home), name, models.affine())
     raw.store(nodes.db(home), name, models.affine(offset=5))
     for one in others:
-        wait_until(lambda one=one: nodes.version(one, name) == 2, "the second version is its default")
+        wait_until(partial(nodes.has, one, name, 2), "the second version is its default")
         np.testing.assert_array_equal(raw.run(nodes.db(one), raw.predict(name, X)).outputs["y"], 2 * X + 5)
         np.testing.assert_array_equal(raw.run(nodes.db(one), raw.predict(f"{name}@1", X)).outputs["y"], 2 * X + 1)
         assert raw.call(nodes.db(one), "FCALL", "AI_MODELSCAN", 0) == [[name.encode(), b""]]
     raw.call(nodes.db(home), "FCALL", "AI_MODELDEL", 1, name, "VERSION", 2)
     for one in others:
-        wait_until(lambda one=one: nodes.version(one, name) == 1, "the first version is its default again")
+        wait_until(partial(nodes.has, one, name, 1), "the first version is its default again")
         with pytest.raises(NoModel):
             raw.call(nodes.db(one), *raw.predict(f"{name}@2", X))
     raw.call(nodes.db(home), "FCALL", "AI_MODELDEL", 1, name)
     for one in others:
-        wait_until(lambda one=one: not nodes.knows(one, name), "it has gone")
+        wait_until(partial(nodes.lacks, one, name), "it has gone")
         with pytest.raises(NoModel):
             raw.call(nodes.db(one), *raw.predict(name, X))
 
@@ -76,7 +77,7 @@ def test_models_are_loaded_before_they_are_asked_for(nodes: Nodes) -> None:
     raw.store(nodes.db(home), name, models.affine())
     loaded = nodes.db(home).hget(name, "uid").decode() + "-1"
     for one in nodes.servers:
-        wait_until(lambda one=one: loaded in nodes.info(one)["ready"], "its executor has it")
+        wait_until(partial(nodes.loaded, one, loaded), "its executor has it")
         info = nodes.info(one)
         assert info["node"] == f"127.0.0.1:{one.port}"
         assert info["local"] is True
@@ -104,7 +105,7 @@ def test_a_node_that_was_flushed_knows_all_again(nodes: Nodes) -> None:
     nodes.db(flushed).flushall()
     wait_until(lambda: nodes.knows(flushed, kept), "it knows the other's model again", 5)
     for one in (home, third):
-        wait_until(lambda one=one: not nodes.knows(one, lost), "what it has lost is forgotten", 10)
+        wait_until(partial(nodes.lacks, one, lost), "what it has lost is forgotten", 10)
     np.testing.assert_array_equal(raw.run(nodes.db(flushed), raw.predict(kept, X)).outputs["y"], 2 * X + 1)
     assert nodes.converged()
     raw.store(nodes.db(flushed), lost, models.affine(offset=4))
@@ -157,10 +158,10 @@ def test_slots_with_models_move(nodes: Nodes) -> None:
             np.testing.assert_array_equal(raw.run(nodes.db(one), raw.predict(name, X)).outputs["y"], 2 * X + 1)
         raw.store(nodes.db(target), name, models.affine(offset=7))
         for one in nodes.servers:
-            wait_until(lambda one=one: nodes.version(one, name) == 2, "a version stored there is known", 5)
+            wait_until(partial(nodes.has, one, name, 2), "a version stored there is known", 5)
         raw.call(nodes.db(target), "FCALL", "AI_MODELDEL", 1, name)
         for one in (source, third):
-            wait_until(lambda one=one: not nodes.knows(one, name), "it has gone", 5)
+            wait_until(partial(nodes.lacks, one, name), "it has gone", 5)
         wait_until(nodes.converged, "all are equal")
     finally:
         move(nodes.cluster, slot, target, source)
@@ -245,8 +246,7 @@ def test_models_are_loaded_ahead_on_a_standalone_server_too(server_kind: Kind) -
             raw.store(db, "m", models.affine())
             raw.store(db, "nobody", models.affine(), device="CPU")
             loaded = db.hget("m", "uid").decode() + "-1"
-            for executor in (one, other):
-                wait_until(lambda executor=executor: f"loaded {loaded}" in executor.output, "both have it", 5)
+            wait_until(lambda: all(f"loaded {loaded}" in each.output for each in (one, other)), "both have it", 5)
             with Executor(server, **FAST) as third:
                 wait_until(lambda: f"loaded {loaded}" in third.output, "one that comes later has it too", 5)
             assert not db.exists("ks:{0}:replicator")
