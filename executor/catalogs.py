@@ -194,8 +194,8 @@ class Catalogs:
         if not candidates:
             return []
         catalog = keys.NodeKeys(tag).catalog
-        found = self._peers.own().call_many([(b"HEXISTS", catalog, name) for name in candidates])
-        gone = [name for name, there in zip(candidates, found, strict=True) if there == 1]
+        found = self._peers.own().call_many([(b"HGET", catalog, name) for name in candidates])
+        gone = [name for name, there in zip(candidates, found, strict=True) if isinstance(there, bytes | memoryview)]
         self._merge("FORCE", [(name, mine[name], b"", []) for name in gone])
         return gone
 

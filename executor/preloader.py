@@ -41,12 +41,12 @@ class Version:
         self.last = int(record.get("last") or 0)
 
     @classmethod
-    def read(cls, name: bytes, raw: bytes | None) -> "Version | None":
+    def read(cls, name: bytes, raw: bytes | memoryview | None) -> "Version | None":
         """Read a record; None if there is none, or none that can be read."""
         if raw is None:
             return None
         try:
-            return cls(name, json.loads(raw.decode("utf-8", "replace")))
+            return cls(name, json.loads(bytes(raw).decode("utf-8", "replace")))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 

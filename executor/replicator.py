@@ -146,7 +146,7 @@ class Replicator(threading.Thread):
             return
         self._look_for_strays(own)
         led, self._leads = self._leads, self._lead(own)
-        if self._leads and (not led or not own.call(b"HEXISTS", keys.NodeKeys(tag).catalog, b"@")):
+        if self._leads and (not led or not own.call(b"HGET", keys.NodeKeys(tag).catalog, b"@")):
             # Its keeper has gone, or all that was there: FLUSHALL, or a start from nothing.
             self._next_check, self._deep = min(self._next_check, now), True
         if self._leads and self._deaf:
@@ -206,7 +206,7 @@ class Replicator(threading.Thread):
         self._checks += 1
         deep = self._deep or self._checks % DEEP_EVERY == 0
         changed = self._catalogs.check(self._tag, deep=deep)
-        if self._peers.own().call(b"HEXISTS", keys.NodeKeys(self._tag).catalog, b"@"):
+        if self._peers.own().call(b"HGET", keys.NodeKeys(self._tag).catalog, b"@"):
             self._deep = False
             self._next_check = time.monotonic() + interval * random.uniform(0.8, 1.2)  # noqa: S311  # not all at once
             self._tidy()
@@ -287,7 +287,7 @@ class Replicator(threading.Thread):
         """Look at what has become newer in the own catalog without a word."""
         revs = keys.NodeKeys(self._tag).revs
         flat = self._peers.own().call(
-            b"ZRANGEBYSCORE", revs, f"({self._seen_rev}", b"+inf", b"WITHSCORES", b"LIMIT", 0, PAGE
+            b"ZRANGE", revs, f"({self._seen_rev}", b"+inf", b"BYSCORE", b"LIMIT", 0, PAGE, b"WITHSCORES"
         )
         if flat:
             self._seen_rev = int(float(flat[-1]))
@@ -296,7 +296,7 @@ class Replicator(threading.Thread):
     def _scan(self) -> None:
         """Look at the defaults of all models."""
         catalog = keys.NodeKeys(self._tag).catalog
-        top = self._peers.own().call(b"ZREVRANGE", keys.NodeKeys(self._tag).revs, 0, 0, b"WITHSCORES")
+        top = self._peers.own().call(b"ZRANGE", keys.NodeKeys(self._tag).revs, 0, 0, b"REV", b"WITHSCORES")
         self._seen_rev = int(float(top[1])) if top else 0
         cursor: Any = b"0"
         while not self._over.is_set():
