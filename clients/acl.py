@@ -280,8 +280,9 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
         plain=(
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
             "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
-            "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim", "xautoclaim",
-            "xpending", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
+            "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
+            "xautoclaim", "xpending", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
+            "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),
         ),
