@@ -26,7 +26,8 @@ REVS = 1000
 REFRESH = 100
 FEW = 20
 AWAY_S = 2.0
-"""How long a node that could not be reached is left alone."""
+AWAY_MAX_S = 16.0
+"""How long a node that could not be reached is left alone: each look at one that hangs keeps news of others waiting."""
 MARK_S = 4.0
 """How long the catalog is not called complete for the sake of nodes that cannot be reached."""
 
@@ -46,7 +47,7 @@ class Catalogs:
         self._chart = chart
         self._since: dict[bytes, tuple[bytes, int]] = {}  # node -> its tag, and the last revision seen
         self._tags: dict[bytes, bytes] = {}  # tag -> node
-        self._away: dict[bytes, float] = {}  # node -> until when it is left alone
+        self._away: dict[bytes, tuple[float, float]] = {}  # node -> until when it is left alone, and for how long
         self._incomplete: float | None = None
         self.old_tags: set[bytes] = set()
         self._log = structlog.get_logger()
@@ -56,9 +57,12 @@ class Catalogs:
         now = self._chart.now
         return [node for node in now.primaries.values() if node.id != now.my_id]
 
-    def node_of(self, tag: bytes) -> Node | None:
-        """Return the node that has a tag, as far as it has been heard of."""
-        return self._chart.now.primaries.get(self._tags.get(tag, b""))
+    def spoke(self, tag: bytes) -> Node | None:
+        """Return the node that has a tag, as far as it has been heard of: it has said something, so it is not away."""
+        node = self._chart.now.primaries.get(self._tags.get(tag, b""))
+        if node is not None:
+            self._away.pop(node.id, None)
+        return node
 
     def forget(self) -> None:
         """Look at all nodes anew: the cluster, or the own node, is not what it was."""
@@ -69,7 +73,7 @@ class Catalogs:
 
     def is_away(self, node: Node) -> bool:
         """Whether a node could not be reached a moment ago."""
-        return self._away.get(node.id, 0.0) > time.monotonic()
+        return node.id in self._away and self._away[node.id][0] > time.monotonic()
 
     # --- what is new
 
@@ -103,7 +107,8 @@ class Catalogs:
         try:
             (reply,) = self._peers.call_many(node, ((b"FCALL_RO", b"KS_CATALOG", 0, since, count, *words),))
         except Unreachable:
-            self._away[node.id] = time.monotonic() + AWAY_S
+            pause = min(2 * self._away[node.id][1], AWAY_MAX_S) if node.id in self._away else AWAY_S
+            self._away[node.id] = (time.monotonic() + pause, pause)
             raise
         self._away.pop(node.id, None)
         tag, complete, further, page = checked(reply)

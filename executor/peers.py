@@ -15,8 +15,8 @@ from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 
 __all__ = ["Peers", "moved_to", "on_the_move", "peer_url"]
 
-TIMEOUT_S = 3.0
-CONNECT_S = 2.0
+TIMEOUT_S = 2.0
+CONNECT_S = 1.0
 HOPS = 5
 _MOVED = re.compile(r"(MOVED|ASK) (\d+) (\S*):(\d+)")
 

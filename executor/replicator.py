@@ -15,6 +15,7 @@ import hiredis
 from keyside.executor.catalogs import Catalogs
 from keyside.executor.preloader import Preloader, Version
 from keyside.executor.strays import find
+from keyside.executor.topology import Topology
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
@@ -57,6 +58,7 @@ class Replicator(threading.Thread):
         self._checks = 0
         self._deep = True
         self._tag = b""
+        self._topology: Topology | None = None
         self._ranges: list[tuple[int, int]] = []
         self._slots: frozenset[int] | None = None
         self._leads = False
@@ -128,8 +130,12 @@ class Replicator(threading.Thread):
     def _look(self, now: float) -> None:
         worker = self._worker
         own = self._peers.own()
-        if worker.chart.now.clustered and worker.chart.look(own):
-            worker.log.info("the cluster has changed")
+        if worker.chart.now.clustered:
+            worker.chart.look(own)
+        if worker.chart.now != self._topology:  # whichever thread has noticed
+            if self._topology is not None:
+                worker.log.info("the cluster has changed")
+            self._topology = worker.chart.now
             self._next_check, self._deep = 0.0, True
         tag = self._my_tag()
         if tag != self._tag:
@@ -143,6 +149,7 @@ class Replicator(threading.Thread):
                 self._scan()
         if not worker.chart.now.clustered or worker.standby or not tag:
             self._leads = False
+            self._slots = None  # whatever is there is to be looked for, once it serves
             return
         self._look_for_strays(own)
         led, self._leads = self._leads, self._lead(own)
@@ -258,7 +265,7 @@ class Replicator(threading.Thread):
             raise Unreachable("nothing has been heard from the server for long")
         tags.discard(self._tag)
         if tags and self._leads:
-            nodes = {tag: self._catalogs.node_of(tag) for tag in tags}
+            nodes = {tag: self._catalogs.spoke(tag) for tag in tags}
             self._pull(node for node in nodes.values() if node is not None)
             if None in nodes.values():
                 self._next_check = 0.0  # a node that has not been heard of
