@@ -5,7 +5,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, npy, plain
 from keyside.tensorstore.command import Command, Name, to_bytes
 from keyside.tensorstore.errors import KeysideError, Unreachable
+from keyside.tensorstore.plain import CatalogRecord
 
 __all__ = ["Pool"]
 
@@ -57,15 +58,19 @@ class Pool:
 
     # --- connections
 
-    def take(self) -> Wire:
-        """Return a connection for the caller alone; `give` takes it back."""
+    def take(self, patience: float | None = None) -> Wire:
+        """Return a connection for the caller alone; `give` takes it back.
+
+        Args:
+            patience: seconds that each step of making one may take; None: as long as the server may be silent.
+        """
         if self.closed:
             raise Unreachable("this client is closed")
         while True:
             try:
                 wire = self._free.pop()
             except IndexError:
-                wire = Wire(self.endpoint, "keyside-client", self._idle_s)
+                wire = Wire(self.endpoint, "keyside-client", self._idle_s, patience)
                 self.reached = True
                 return wire
             if wire.usable:
@@ -216,6 +221,18 @@ class Pool:
         self.close_free()
         return self._exchange((command,))[0]
 
+    def unlink(self, names: Sequence[Name]) -> int:
+        """Delete keys; return how many there were."""
+        return self.call(plain.unlink(names))
+
+    def record(self, target: Name) -> CatalogRecord:
+        """Read what the functions know about a target.
+
+        Raises:
+            NoModel: there is none.
+        """
+        return self.call(plain.catalog_record(self.node, target))
+
     def run_blocking(self, function: Callable[[], T]) -> T:
         """Run what may wait for a disk."""
         return function()
@@ -226,7 +243,11 @@ class Pool:
             self.replies(batch)
 
 
-_ALL: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+class _Forked(Protocol):
+    def forked(self) -> None: ...
+
+
+_ALL: "weakref.WeakSet[_Forked]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:

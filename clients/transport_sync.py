@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
-from keyside.clients.packed import Packed, Packer
+from keyside.clients.packed import Packed, Packer, Packs
 from keyside.clients.pool import Pool
 from keyside.clients.request import (
     KEPT_S,
@@ -31,7 +31,7 @@ from keyside.tensorstore import commands, plain
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import Cancelled, KeysideError, LibraryMissing, OutOfMemory, TimedOut, Unreachable
 
-__all__ = ["SyncPending", "SyncTransport"]
+__all__ = ["SyncPending", "SyncTransport", "refused"]
 
 T = TypeVar("T")
 _REFUSAL_S = 0.1
@@ -45,16 +45,18 @@ class SyncPending:
         job: its id; empty if a lost connection took it along.
         reply: what has come, once it has; an error is raised where the reply is asked for.
         found: what was read from the reply, once it has been.
+        refusals: how often TRYAGAIN was said before, which may be on the ticket too.
     """
 
-    __slots__ = ("_lock", "ends", "found", "job", "reply", "request", "ticket")
+    __slots__ = ("_lock", "ends", "found", "job", "refusals", "reply", "request", "ticket")
 
-    def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float) -> None:
+    def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float, refusals: int = 0) -> None:
         self.request = request
         request.before = ()  # they are on the server
         self.ticket = ticket
         self.job = job
         self.ends = ends
+        self.refusals = refusals
         self.reply: bytes | KeysideError | None = None
         self.found: list[Any] = []
         self._lock = threading.Lock()
@@ -67,6 +69,8 @@ class SyncPending:
 
 class SyncTransport(Pool):
     """Sends commands and requests."""
+
+    packer: Packs
 
     def begin_anew(self) -> None:
         """Begin without connections, and as somebody else."""
@@ -112,7 +116,7 @@ class SyncTransport(Pool):
         said = wire.said
         try:
             if isinstance(said, KeysideError):
-                _refused(wire, said)
+                refused(wire, said)
                 raise said
         finally:
             self.give(wire)
@@ -164,7 +168,7 @@ class SyncTransport(Pool):
                 try:
                     job = accepted([wire.read() for _ in batch[:-1]])
                 except KeysideError as error:
-                    _refused(wire, error)
+                    refused(wire, error)
                     raise
                 reply = waiting.result(wire.read(patience))
         except Unreachable:
@@ -323,7 +327,7 @@ class SyncTransport(Pool):
             stream.end()
 
 
-def _refused(wire: Wire, error: KeysideError) -> None:
+def refused(wire: Wire, error: KeysideError) -> None:
     """End the wait that was sent behind a call which was refused.
 
     The functions put their refusals on the ticket too. What the server itself refuses has to be waited for in vain.
