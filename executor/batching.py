@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keyside.executor.model import Model
-from keyside.executor.protocol import Job
+from keyside.executor.protocol import Job, Ref
 
 __all__ = ["Batcher", "batches"]
 
@@ -22,7 +22,7 @@ def batches(jobs: Sequence[tuple[Model, Job]]) -> Iterator[tuple[Model, list[Job
         return
     groups: dict[Any, tuple[Model, list[Job]]] = {}
     for model, job in jobs:
-        key = job.group or job.id
+        key = _group(job)
         group = groups.get(key)
         if group is None:
             groups[key] = (model, [job])
@@ -36,6 +36,14 @@ def batches(jobs: Sequence[tuple[Model, Job]]) -> Iterator[tuple[Model, list[Job
                 start, rows = n, 0
             rows += job.rows
         yield model, together[start:] if start else together
+
+
+def _group(job: Job) -> Any:
+    """Return what jobs have in common that may run together: they end together, so they are of one queue."""
+    group = job.group
+    if group is None:
+        return job.ref
+    return group if job.queue == job.device else (job.queue, group)
 
 
 class Batcher:
@@ -53,7 +61,7 @@ class Batcher:
 
     def add(self, model: Model, job: Job) -> None:
         """Let a job wait; `model.prepare` has seen it."""
-        key = job.group or job.id
+        key = _group(job)
         group = self._groups.get(key)
         self._arrived += 1
         if group is None:
@@ -96,11 +104,11 @@ class Batcher:
         """Whether jobs of a model wait here."""
         return any(waits is model for waits, _, _ in self._groups.values())
 
-    def drop(self, gone: set[bytes]) -> int:
-        """Forget jobs that have been answered otherwise, by their ids; return how many."""
+    def drop(self, gone: set[Ref]) -> int:
+        """Forget jobs that have been answered otherwise; return how many."""
         dropped = 0
         for key, (model, waiting, numbers) in list(self._groups.items()):
-            kept = [n for n, job in enumerate(waiting) if job.id not in gone]
+            kept = [n for n, job in enumerate(waiting) if job.ref not in gone]
             if len(kept) == len(waiting):
                 continue
             dropped += len(waiting) - len(kept)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
-from keyside.executor.protocol import claim
+from keyside.executor.protocol import claim, device_of
 from keyside.tensorstore.resp import encode
 
 __all__ = ["Claims"]
@@ -25,7 +25,7 @@ class Claims:
         shared: tells which queues other executors serve as well.
 
     Attributes:
-        streams: the queues to serve: device by name of the stream.
+        streams: the queues to serve: the word for each, by the name of its stream.
         left_out: queues that had no room when the last claim was made.
         count: how many jobs of each queue that asked for.
         running: whether a lane was busy then.
@@ -60,14 +60,14 @@ class Claims:
         left_out: list[str] = []
         count = 0
         running = False
-        for stream, device in self.streams.items():
-            running = running or self._lanes[device].busy
-            room = self._room(device)
+        for stream, queue in self.streams.items():
+            running = running or self._lanes[device_of(queue)].busy
+            room = self._room(queue)
             if room > 0:
                 streams.append(stream)
                 count = max(count, room)
             else:
-                left_out.append(device)
+                left_out.append(queue)
         self.left_out, self.count, self.running = left_out, count, running
         if not streams:
             return b""
@@ -82,12 +82,13 @@ class Claims:
 
     def has_room(self) -> bool:
         """Whether a queue that the last claim left out could be claimed from now."""
-        return any(self._room(device) > 0 for device in self.left_out)
+        return any(self._room(queue) > 0 for queue in self.left_out)
 
-    def _room(self, device: str) -> int:
-        """Return how many jobs to claim for a device now."""
+    def _room(self, queue: str) -> int:
+        """Return how many jobs of a queue to claim now."""
+        device = device_of(queue)
         # What waits for a load would keep others waiting if there were no other executor; where there is one, it may be
         # warm, and is left the rest.
-        if self._intake.parked(device) >= PARKED_MAX and device in self._shared():
+        if self._intake.parked(device) >= PARKED_MAX and queue in self._shared():
             return 0
         return self._lanes[device].room(self._most)

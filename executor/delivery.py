@@ -8,7 +8,7 @@ import hiredis
 import structlog
 
 from keyside.executor.metrics import Metrics
-from keyside.executor.protocol import Finished, Job, complete
+from keyside.executor.protocol import Finished, Job, Ref, complete
 from keyside.executor.runner import Ran
 from keyside.executor.wire import Wire, as_error
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
@@ -26,10 +26,10 @@ class Parcel:
     Sending them twice does no harm: the second time the entries are no longer pending, and nothing is written.
     """
 
-    __slots__ = ("commands", "device", "ended", "ran")
+    __slots__ = ("commands", "ended", "queue", "ran")
 
-    def __init__(self, device: str, commands: list[list[Any]], ended: Sequence[Finished], ran: Ran | None) -> None:
-        self.device = device
+    def __init__(self, queue: str, commands: list[list[Any]], ended: Sequence[Finished], ran: Ran | None) -> None:
+        self.queue = queue
         self.commands = commands
         self.ended = ended
         self.ran = ran
@@ -40,7 +40,7 @@ class Delivery:
 
     Args:
         consumer: this executor in the job streams.
-        held: the jobs that it holds, by entry id; those that have ended are taken out.
+        held: the jobs that it holds; those that have ended are taken out.
         install: loads the function library again.
         gave_up: whether to stop trying.
     """
@@ -48,7 +48,7 @@ class Delivery:
     def __init__(
         self,
         consumer: bytes,
-        held: dict[bytes, Job],
+        held: dict[Ref, Job],
         metrics: Metrics,
         install: Callable[[Wire], None],
         gave_up: threading.Event,
@@ -60,10 +60,11 @@ class Delivery:
         self._gave_up = gave_up
         self._log = structlog.get_logger()
 
-    def ran(self, device: str, ran: Ran) -> Parcel:
-        """Pack the jobs of a batch."""
+    def ran(self, ran: Ran) -> Parcel:
+        """Pack the jobs of a batch; they are of one queue."""
+        queue = ran.ended[0].job.queue
         commands = complete(
-            device,
+            queue,
             self._consumer,
             len(self._held) + 16,
             ran.model.id,
@@ -71,12 +72,17 @@ class Delivery:
             ran.samples,
             ran.ended,
         )
-        return Parcel(device, commands, ran.ended, ran)
+        return Parcel(queue, commands, ran.ended, ran)
 
-    def failed(self, device: str, ended: Sequence[Finished]) -> Parcel:
-        """Pack jobs that did not run."""
-        commands = complete(device, self._consumer, len(self._held) + 16, b"", 0, 0, ended)
-        return Parcel(device, commands, ended, None)
+    def failed(self, ended: Sequence[Finished]) -> list[Parcel]:
+        """Pack jobs that did not run, those of each queue together."""
+        queues: dict[str, list[Finished]] = {}
+        for one in ended:
+            queues.setdefault(one.job.queue, []).append(one)
+        return [
+            Parcel(queue, complete(queue, self._consumer, len(self._held) + 16, b"", 0, 0, ended), ended, None)
+            for queue, ended in queues.items()
+        ]
 
     def send(self, wire: Wire, parcel: Parcel) -> None:
         """Deliver a parcel, connecting again and loading the library again where that is needed.
@@ -119,13 +125,13 @@ class Delivery:
 
     def _forget(self, parcel: Parcel) -> None:
         for ended in parcel.ended:
-            self._held.pop(ended.job.id, None)
+            self._held.pop(ended.job.ref, None)
 
     def _count(self, parcel: Parcel, status: bytes) -> None:
         if len(status) == len(parcel.ended):
             lost = status.count(b"0")
             if lost:
-                self._log.warning("jobs were taken over or cancelled meanwhile", device=parcel.device, jobs=lost)
+                self._log.warning("jobs were taken over or cancelled meanwhile", queue=parcel.queue, jobs=lost)
                 self._metrics.event("jobs_lost", lost)
         ran = parcel.ran
         if ran is not None:

@@ -7,7 +7,7 @@ from keyside.executor.cache import ModelCache
 from keyside.executor.delivery import Delivery, Parcel
 from keyside.executor.lane import Lane
 from keyside.executor.model import Model
-from keyside.executor.protocol import Job, parse_entry
+from keyside.executor.protocol import Job, Ref, parse_entry
 from keyside.executor.runner import Ran, Runner
 
 __all__ = ["Express"]
@@ -19,12 +19,12 @@ class Express:
     What is unusual about a job or fails on the way is left to the general way (`Worker._accept`), which does all again.
 
     Args:
-        held: the jobs of this executor, by entry id.
+        held: the jobs of this executor.
         quick_s: models whose runs take less than this are quick.
     """
 
     def __init__(
-        self, held: dict[bytes, Job], cache: ModelCache[Model], runner: Runner, delivery: Delivery, quick_s: float
+        self, held: dict[Ref, Job], cache: ModelCache[Model], runner: Runner, delivery: Delivery, quick_s: float
     ) -> None:
         self._held = held
         self._cache = cache
@@ -32,11 +32,14 @@ class Express:
         self._delivery = delivery
         self._quick_s = quick_s
 
-    def take(self, lane: Lane, entry_id: bytes, fields: Sequence[bytes], now: float, server_ms: float) -> Parcel | None:
+    def take(
+        self, lane: Lane, queue: str, entry_id: bytes, fields: Sequence[bytes], now: float, server_ms: float
+    ) -> Parcel | None:
         """Run a job and pack its end; None if it is not for this way.
 
         Args:
             lane: of its device; a job must not overtake those that wait there.
+            queue: the word for its queue.
             entry_id: of the entry.
             fields: of the entry.
             now: monotonic seconds.
@@ -45,7 +48,7 @@ class Express:
         if lane.busy:
             return None
         try:
-            job = parse_entry(lane.device, entry_id, fields)
+            job = parse_entry(queue, entry_id, fields)
             if job.keyed or job.names or job.op != b"run" or job.deadline < server_ms:
                 return None
             model = self._cache.get_ready(job.model.decode())
@@ -56,7 +59,7 @@ class Express:
             model.prepare(job)
             if not job.rows:
                 return None
-            self._held[entry_id] = job  # from here on the watchdog answers it at its deadline
+            self._held[job.ref] = job  # from here on the watchdog answers it at its deadline
             started = time.perf_counter()
             results = model.run(job.arrays)
             seconds = time.perf_counter() - started
@@ -65,4 +68,4 @@ class Express:
         model.timed(seconds)
         lane.note_cost(seconds, 1)
         ended = self._runner.finish(model, (job,), results)
-        return self._delivery.ran(lane.device, Ran(model, ended, job.rows, seconds, 0.0))
+        return self._delivery.ran(Ran(model, ended, job.rows, seconds, 0.0))

@@ -11,7 +11,7 @@ from keyside.executor.lane import Lane
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.model import Model
-from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, parse_entry
+from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, Ref, parse_entry
 from keyside.executor.wire import Wire
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import BadModel, KeysideError, ModelFailed, TryAgain, Unreachable
@@ -23,14 +23,14 @@ class Intake:
     """Makes jobs of entries; safe on any thread.
 
     Args:
-        held: the jobs of this executor, by entry id.
+        held: the jobs of this executor.
         lanes: by device queue; they take what has waited for its model.
         end: ends a job that does not run.
     """
 
     def __init__(
         self,
-        held: dict[bytes, Job],
+        held: dict[Ref, Job],
         cache: ModelCache[Model],
         loader: Loader,
         lanes: Mapping[str, Lane],
@@ -53,17 +53,17 @@ class Intake:
         """Return how many jobs of a device wait for a model to be loaded."""
         return self._parked[device]
 
-    def parse(self, wire: Wire | Line, device: str, entry_id: bytes, fields: Any) -> Job | None:
+    def parse(self, wire: Wire | Line, queue: str, entry_id: bytes, fields: Any) -> Job | None:
         """Read an entry; one that the function library has not made is dropped."""
         try:
             if fields is None:
                 raise BadEntry("it was deleted")
-            return parse_entry(device, bytes(entry_id), fields)
+            return parse_entry(queue, bytes(entry_id), fields)
         except BadEntry as error:
             self._log.warning(
-                "entry dropped: not made by the function library", device=device, id=entry_id, why=str(error)
+                "entry dropped: not made by the function library", queue=queue, id=entry_id, why=str(error)
             )
-            stream = self._node.jobs(device)
+            stream = self._node.queue(queue)
             wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
             return None
 
@@ -102,7 +102,7 @@ class Intake:
 
     def ready(self, job: Job) -> Model | None:
         """Return the model of a job, which fits it; None if the job fails, or waits until the model is loaded."""
-        if job.id not in self._held or not job.headers:
+        if job.ref not in self._held or not job.headers:
             return None
         # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
         model = self._cache.get_ready(job.model.decode())
@@ -133,7 +133,7 @@ class Intake:
         self._parked[job.device] -= 1
         if isinstance(error, Unreachable | TryAgain):
             # Nothing is wrong with the job: once its lease has ended somebody, maybe this executor, takes it over.
-            self._held.pop(job.id, None)
+            self._held.pop(job.ref, None)
         elif model is None:
             if isinstance(error, BadModel):
                 # What a submit will say from now on.
@@ -154,6 +154,6 @@ class Intake:
                 self._loader.publish(job, model, error)
             except KeysideError as problem:
                 self._log.error("load not published", model=job.key.decode(errors="replace"), error=str(problem))
-            self._held.pop(job.id, None)
+            self._held.pop(job.ref, None)
 
         self._cache.request(self._ref(job), loaded)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from keyside.executor.batching import Batcher
 from keyside.executor.delivery import Parcel, Post
 from keyside.executor.model import Model
-from keyside.executor.protocol import Finished, Job
+from keyside.executor.protocol import Finished, Job, Ref
 from keyside.executor.runner import Runner
 from keyside.tensorstore.errors import KeysideError
 
@@ -72,7 +72,7 @@ class Lane(threading.Thread):
             self._ended.append(finished)
             self._lock.notify()
 
-    def drop(self, gone: set[bytes]) -> None:
+    def drop(self, gone: set[Ref]) -> None:
         """Forget queued jobs that have been answered otherwise."""
         with self._lock:
             self._batcher.drop(gone)
@@ -94,8 +94,8 @@ class Lane(threading.Thread):
         try:
             while (work := self._next(post)) is not None:
                 ended, batch = work
-                if ended:
-                    self._deliver(post, self._worker.pack_failed(self.device, ended))
+                for parcel in self._worker.pack_failed(ended):
+                    self._deliver(post, parcel)
                 if batch is not None:
                     self._run_batch(post, *batch)
         finally:
@@ -130,7 +130,7 @@ class Lane(threading.Thread):
             self._settle(post)  # callers of the last batch must not wait for this one if the connection is dead
         ran = self._runner.run(model, batch)
         self.note_cost(ran.seconds, len(batch))
-        self._deliver(post, self._worker.pack_ran(self.device, ran))
+        self._deliver(post, self._worker.pack_ran(ran))
         self.running = []
         self._worker.wake_claim()
 
@@ -139,11 +139,11 @@ class Lane(threading.Thread):
             post.put(parcel)
         except KeysideError as error:
             self._worker.log.error("not delivered", device=self.device, jobs=len(parcel.ended), error=str(error))
-        self._worker.ended(self.device)
+        self._worker.ended()
 
     def _settle(self, post: Post) -> None:
         try:
             post.settle()
         except KeysideError as error:
             self._worker.log.error("not delivered", device=self.device, error=str(error))
-        self._worker.ended(self.device)
+        self._worker.ended()

@@ -107,7 +107,7 @@ class Loader:
         elif error is not None:
             reason = str(error)
         reply = self._wire().call(
-            b"FCALL", b"KS_PUBLISH", 1, job.key, job.device, self._consumer, job.id, uid, job.version,
+            b"FCALL", b"KS_PUBLISH", 1, job.key, job.queue, self._consumer, job.id, uid, job.version,
             state, digest, signature, reason,
         )  # fmt: skip
         name = f"{job.key.decode(errors='replace')}@{job.version}"

@@ -14,7 +14,18 @@ from keyside.tensorstore import npy
 from keyside.tensorstore.errors import BadNpy, InputLost, KeysideError
 from keyside.tensorstore.resp import Argument
 
-__all__ = ["GROUP", "BadEntry", "Finished", "Job", "claim", "complete", "entry_order", "parse_entry"]
+__all__ = [
+    "GROUP",
+    "BadEntry",
+    "Finished",
+    "Job",
+    "Ref",
+    "claim",
+    "complete",
+    "device_of",
+    "entry_order",
+    "parse_entry",
+]
 
 GROUP = b"ks"
 INLINE_OUTPUT = 32 * 1024
@@ -25,12 +36,29 @@ class BadEntry(ValueError):
     """A stream entry that no function of ours has made."""
 
 
+Ref = tuple[str, bytes]
+"""What tells a job from all others of a node: the word for its queue, and its entry."""
+
+_DEVICES: dict[str, str] = {}
+
+
+def device_of(queue: str) -> str:
+    """Return the device of a queue word: `CPU` of `CPU!H@0aB`."""
+    device = _DEVICES.get(queue)
+    if device is None:
+        bare = queue.partition("@")[0].partition("!")[0]
+        device = _DEVICES[queue] = bare
+    return device
+
+
 class Job:
     """One entry of a job stream.
 
     Attributes:
         id: entry id.
-        device: its queue.
+        queue: the word for its queue (docs/protocol.md section 7).
+        device: the device of that.
+        ref: both queue and id.
         op: `run` or `load`.
         model: id of the version, `uid-version`.
         key: the model's name.
@@ -64,6 +92,8 @@ class Job:
         "names",
         "op",
         "outputs",
+        "queue",
+        "ref",
         "rows",
         "ticket",
         "values",
@@ -74,10 +104,12 @@ class Job:
     outputs: list[bytes]
 
     def __init__(
-        self, device: str, entry_id: bytes, header: Sequence[Any], inputs: list[Any], *, keyed: bool = True
+        self, queue: str, entry_id: bytes, header: Sequence[Any], inputs: list[Any], *, keyed: bool = True
     ) -> None:
         self.id = entry_id
-        self.device = device
+        self.queue = queue
+        self.device = device_of(queue)
+        self.ref = (queue, entry_id)
         self.op: bytes
         self.model: bytes
         self.key: bytes
@@ -164,8 +196,13 @@ _CHECKED: set[tuple[Any, ...]] = set()
 _CHECKED_MAX = 4096
 
 
-def parse_entry(device: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
+def parse_entry(queue: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
     """Read a stream entry.
+
+    Args:
+        queue: the word for the queue that it came from.
+        entry_id: of the entry.
+        fields: of the entry.
 
     Raises:
         BadEntry: it is not one that our functions make.
@@ -193,7 +230,7 @@ def parse_entry(device: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
         raise
     except (ValueError, TypeError, IndexError, msgpack.UnpackException, RecursionError) as error:
         raise BadEntry(f"unreadable: {error}") from None
-    return Job(device, entry_id, header, inputs, keyed=keyed)
+    return Job(queue, entry_id, header, inputs, keyed=keyed)
 
 
 def _sources(modes: Sequence[Any], fields: Sequence[bytes]) -> list[Any]:
@@ -275,7 +312,7 @@ def claim(consumer: bytes, streams: Sequence[bytes], count: int, block_ms: int |
 
 
 def complete(
-    device: str,
+    queue: str,
     consumer: bytes,
     held: int,
     model: bytes,
@@ -283,7 +320,7 @@ def complete(
     samples: int,
     ended: Sequence[Finished],
 ) -> list[list[Argument]]:
-    """Return the commands that end the jobs of one batch: SETs of large outputs, then KS_COMPLETE."""
+    """Return the commands that end the jobs of one batch, of one queue: SETs of large outputs, then KS_COMPLETE."""
     commands: list[list[Argument]] = []
     errors = 0
     counted = False
@@ -308,7 +345,7 @@ def complete(
         tail += (job.id, job.deadline, job.ticket, job.corr, one.reply, len(more), *more)
     sizes = " ".join(str(one.job.bytes) for one in ended) if counted else b"0"
     head: list[Argument] = [
-        b"FCALL", b"KS_COMPLETE", b"0", device, consumer, held, model, duration_us, samples, errors, sizes, len(ended),
+        b"FCALL", b"KS_COMPLETE", b"0", queue, consumer, held, model, duration_us, samples, errors, sizes, len(ended),
     ]  # fmt: skip
     commands.append(head + tail)
     return commands

@@ -45,7 +45,7 @@ class Watchdog(threading.Thread):
         self._next_lease = 0.0
         self._next_recovery = 0.0
         self._clock: tuple[float, float] | None = None  # server ms - own monotonic ms, and when that was found
-        self._peeked: dict[str, list[tuple[int, bytes]]] = {device: [] for device in self._settings.devices}
+        self._peeked: dict[str, list[tuple[int, bytes]]] = {}
         self._peeked_to: dict[str, bytes] = {}
         self.last_beat = 0.0
         self.shared: set[str] = set()  # queues that other executors serve as well
@@ -114,11 +114,11 @@ class Watchdog(threading.Thread):
         return bytes(reply[1])
 
     def _look_for_others(self) -> None:
-        devices = self._settings.devices
-        streams = [self._worker.node.jobs(device) for device in devices]
+        queues = self._worker.queues
+        streams = [self._worker.node.queue(queue) for queue in queues]
         replies = self._wire.call_many([(b"XINFO", b"CONSUMERS", stream, GROUP) for stream in streams])
         self.shared = {
-            device for device, found in zip(devices, replies, strict=True) if isinstance(found, list) and len(found) > 1
+            queue for queue, found in zip(queues, replies, strict=True) if isinstance(found, list) and len(found) > 1
         }
 
     def _describe(self) -> dict[str, Any]:
@@ -168,46 +168,48 @@ class Watchdog(threading.Thread):
 
     def _extend(self, now: float) -> None:
         young = now - self._settings.lease_ms / 4000
-        by_device: dict[str, list[bytes]] = {}
+        by_queue: dict[str, list[bytes]] = {}
         for job in list(self._worker.held.values()):
             if job.claimed <= young:
-                by_device.setdefault(job.device, []).append(job.id)
-        for device, ids in by_device.items():
+                by_queue.setdefault(job.queue, []).append(job.id)
+        for queue, ids in by_queue.items():
             for start in range(0, len(ids), 500):
                 part = ids[start : start + 500]
-                kept = self._wire.call(b"FCALL", b"KS_EXTEND", 0, device, self._worker.consumer, *part)
+                kept = self._wire.call(b"FCALL", b"KS_EXTEND", 0, queue, self._worker.consumer, *part)
                 lost = set(part) - set(kept)
                 if lost:
                     # Cancelled, expired or taken over. A run under way ends for nothing; what waits need not begin.
-                    self._worker.forget(device, lost)
+                    self._worker.forget({(queue, entry_id) for entry_id in lost})
 
     def _expire(self) -> None:
         now = self.now_ms()
         due: dict[str, list[bytes]] = {}
         for job in list(self._worker.held.values()):
             if job.deadline and job.deadline <= now:
-                due.setdefault(job.device, []).append(job.id)
-        for device in self._settings.devices:
-            self._peek(device)
-            heap = self._peeked[device]
+                due.setdefault(job.queue, []).append(job.id)
+        for queue in self._worker.queues:
+            self._peek(queue)
+            heap = self._peeked.get(queue, [])
             while heap and heap[0][0] <= now:
-                due.setdefault(device, []).append(heapq.heappop(heap)[1])
-        for device, ids in due.items():
+                due.setdefault(queue, []).append(heapq.heappop(heap)[1])
+        for queue, ids in due.items():
             gone = set(ids)
-            if self._wire.call(b"FCALL", b"KS_EXPIRE", 0, device, *ids) < len(ids):
+            if self._wire.call(b"FCALL", b"KS_EXPIRE", 0, queue, *ids) < len(ids):
                 # Some had ended otherwise, or the server's clock was set back: what is still there is looked at again.
-                gone -= set(self._wire.call(b"FCALL", b"KS_EXTEND", 0, device, self._worker.consumer, *ids))
-                self._peeked[device].clear()
-                self._peeked_to.pop(device, None)
-            self._worker.forget(device, gone)
+                gone -= set(self._wire.call(b"FCALL", b"KS_EXTEND", 0, queue, self._worker.consumer, *ids))
+                self._unpeek(queue)
+            self._worker.forget({(queue, entry_id) for entry_id in gone})
 
-    def _peek(self, device: str) -> None:
+    def _unpeek(self, queue: str) -> None:
+        self._peeked.pop(queue, None)
+        self._peeked_to.pop(queue, None)
+
+    def _peek(self, queue: str) -> None:
         """Learn the deadlines of jobs that nobody has claimed yet, when this executor is too busy to claim them."""
-        if not self._worker.busy(device):
-            self._peeked[device].clear()
-            self._peeked_to.pop(device, None)
+        if not self._worker.busy(queue):
+            self._unpeek(queue)
             return
-        stream = self._worker.node.jobs(device)
+        stream = self._worker.node.queue(queue)
         groups = checked(self._wire.call(b"XINFO", b"GROUPS", stream))
         delivered = next(
             (dict(zip(g[::2], g[1::2], strict=True))[b"last-delivered-id"] for g in groups if g[1] == GROUP),
@@ -215,14 +217,14 @@ class Watchdog(threading.Thread):
         )
         if delivered is None:
             return
-        start = max(delivered, self._peeked_to.get(device, b"0-0"), key=entry_order)
-        heap = self._peeked[device]
+        start = max(delivered, self._peeked_to.get(queue, b"0-0"), key=entry_order)
+        heap = self._peeked.setdefault(queue, [])
         if len(heap) >= PEEKED_MAX:
             return
         for entry_id, fields in checked(self._wire.call(b"XRANGE", stream, b"(" + start, b"+", b"COUNT", PEEK)):
-            self._peeked_to[device] = entry_id
+            self._peeked_to[queue] = entry_id
             try:
-                job = parse_entry(device, entry_id, fields)
+                job = parse_entry(queue, entry_id, fields)
             except BadEntry:
                 continue
             if job.deadline:
@@ -230,21 +232,21 @@ class Watchdog(threading.Thread):
 
     def _recover(self) -> None:
         worker = self._worker
-        for device in self._settings.devices:
-            if worker.recovering(device):
+        for queue in worker.queues:
+            if worker.recovering(queue):
                 continue  # one at a time: should it kill us, the others are not counted as delivered once more
             found = self._wire.call(
                 b"FCALL",
                 b"KS_RECOVER",
                 0,
-                device,
+                queue,
                 worker.consumer,
                 self._settings.lease_ms,
                 self._settings.max_deliveries,
             )
             if found:
                 deliveries, (entry_id, fields) = found
-                worker.adopt(self._wire, device, entry_id, fields, int(deliveries))
+                worker.adopt(self._wire, queue, entry_id, fields, int(deliveries))
 
     def _restore_library(self) -> None:
         try:

@@ -24,7 +24,7 @@ from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.metrics import Metrics
 from keyside.executor.model import Model
-from keyside.executor.protocol import GROUP, Finished, Job
+from keyside.executor.protocol import GROUP, Finished, Job, Ref, device_of
 from keyside.executor.runner import Ran, Runner
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
@@ -48,7 +48,7 @@ class Worker:
 
     Attributes:
         consumer: its name in the job streams, new with each start.
-        held: the jobs that it has claimed and not ended, by entry id.
+        held: the jobs that it has claimed and not ended.
         stopping: set to drain and stop.
         claiming: whether it may be blocked in a claim.
     """
@@ -58,7 +58,7 @@ class Worker:
         self.log = structlog.get_logger()
         self.consumer = f"{settings.name}-{secrets.token_hex(4)}".encode()
         self.started = time.time()
-        self.held: dict[bytes, Job] = {}
+        self.held: dict[Ref, Job] = {}
         self.stopping = threading.Event()
         self.claiming = False
         self.node = keys.NodeKeys()  # until the server has said which node it is
@@ -93,7 +93,7 @@ class Worker:
         # On one core it would be in the way of whom it waits for; under a quota it would use that up.
         self._spin_s = settings.spin_us / 1e6 if cores.allowed() >= SPIN_CORES else 0.0
         self._claim_thread = 0
-        self._adopted: dict[str, bytes] = {}
+        self._adopted: dict[str, Ref] = {}
         self.watchdog = Watchdog(self)
 
     def new_wire(self, role: str) -> Wire:
@@ -186,8 +186,9 @@ class Worker:
         now = time.monotonic()
         if len(reply) == 1 and len(reply[0][1]) == 1:
             stream, ((entry_id, fields),) = reply[0]
-            lane = self._lanes[self._claims.streams[stream]]
-            parcel = self._express.take(lane, entry_id, fields, now, self.watchdog.now_ms())
+            queue = self._claims.streams[stream]
+            lane = self._lanes[device_of(queue)]
+            parcel = self._express.take(lane, queue, entry_id, fields, now, self.watchdog.now_ms())
             if parcel is not None:
                 self._line.outbox.append(parcel)
                 self._planned = planned
@@ -195,15 +196,15 @@ class Worker:
         for stream, entries in reply:
             self._accept(self._claims.streams[bytes(stream)], entries, now)
 
-    def _accept(self, device: str, entries: Sequence[Any], now: float) -> None:
+    def _accept(self, queue: str, entries: Sequence[Any], now: float) -> None:
         jobs: list[Job] = []
         try:
             for entry_id, fields in entries:
-                job = self._intake.parse(self._line, device, entry_id, fields)
+                job = self._intake.parse(self._line, queue, entry_id, fields)
                 if job is None:
                     continue
                 job.claimed = now
-                self.held[entry_id] = job
+                self.held[job.ref] = job
                 if job.op == b"load":
                     self._intake.load(job)
                 else:
@@ -213,9 +214,9 @@ class Worker:
             self._intake.fetch(self._line, jobs)
         except Unreachable:
             for job in jobs:  # they are read again once there is a connection
-                self.held.pop(job.id, None)
+                self.held.pop(job.ref, None)
             raise
-        lane = self._lanes[device]
+        lane = self._lanes[device_of(queue)]
         here: list[tuple[Model, Job]] = []
         queued: list[tuple[Model, Job]] = []
         quick: dict[bytes, bool] = {}
@@ -234,11 +235,10 @@ class Worker:
                 if plan:
                     with contextlib.suppress(Unreachable):  # these run all the same; the next to send notices
                         self._line.claim_ahead(plan)
-            self._run_here(device, here)
+            self._run_here(lane, here)
 
-    def _run_here(self, device: str, jobs: Sequence[tuple[Model, Job]]) -> None:
+    def _run_here(self, lane: Lane, jobs: Sequence[tuple[Model, Job]]) -> None:
         """Run what is quick on this thread."""
-        lane = self._lanes[device]
         unsent = 0.0
         for model, together in batches(jobs):
             if unsent > LINGER_S:
@@ -249,15 +249,14 @@ class Worker:
             ran = self._runner.run(model, together)
             unsent += ran.seconds
             lane.note_cost(ran.seconds, len(together))
-            self._line.outbox.append(self._delivery.ran(device, ran))
+            self._line.outbox.append(self._delivery.ran(ran))
 
     def _end(self, finished: Finished) -> None:
         """End a job that does not run: with the next claim if this is the claim thread, else on its lane."""
-        device = finished.job.device
         if threading.get_ident() == self._claim_thread:
-            self._line.outbox.append(self._delivery.failed(device, (finished,)))
+            self._line.outbox += self._delivery.failed((finished,))
         else:
-            self._lanes[device].end(finished)
+            self._lanes[finished.job.device].end(finished)
 
     def why_dead(self) -> str:
         """Return why the process should be restarted, or an empty text."""
@@ -281,20 +280,20 @@ class Worker:
         """Return what sees parcels through on a connection of its own."""
         return Post(self._delivery, wire)
 
-    def pack_ran(self, device: str, ran: Ran) -> Parcel:
+    def pack_ran(self, ran: Ran) -> Parcel:
         """Return the parcel that ends the jobs of a batch."""
-        return self._delivery.ran(device, ran)
+        return self._delivery.ran(ran)
 
-    def pack_failed(self, device: str, ended: Sequence[Finished]) -> Parcel:
-        """Return the parcel that ends jobs that did not run."""
-        return self._delivery.failed(device, ended)
+    def pack_failed(self, ended: Sequence[Finished]) -> list[Parcel]:
+        """Return the parcels that end jobs that did not run."""
+        return self._delivery.failed(ended)
 
-    def ended(self, device: str) -> None:
-        """Look for the next job to take over if the last one that was has ended."""
-        adopted = self._adopted.get(device)
-        if adopted is not None and adopted not in self.held:
-            self._adopted.pop(device, None)  # lanes and the watchdog may come here at once
-            self.watchdog.kick()
+    def ended(self) -> None:
+        """Look for the next job to take over if the last one of a queue that was has ended."""
+        for queue, adopted in list(self._adopted.items()):
+            if adopted not in self.held:
+                self._adopted.pop(queue, None)  # lanes and the watchdog may come here at once
+                self.watchdog.kick()
 
     def wake_claim(self) -> None:
         """Let the loop look again whether there is room to claim."""
@@ -310,44 +309,50 @@ class Worker:
         """Whether a queue that the claim under way leaves out could be claimed from now."""
         return self._claims.has_room()
 
-    def busy(self, device: str) -> bool:
-        """Whether jobs of the device may have to wait before they are claimed."""
-        return bool(self._lanes[device].running) or not self.claiming
+    @property
+    def queues(self) -> list[str]:
+        """The words for the queues that it serves."""
+        return list(self._claims.streams.values())
 
-    def recovering(self, device: str) -> bool:
-        """Whether a job that was taken over has not ended yet."""
-        adopted = self._adopted.get(device)
+    def busy(self, queue: str) -> bool:
+        """Whether jobs of a queue may have to wait before they are claimed."""
+        return bool(self._lanes[device_of(queue)].running) or not self.claiming
+
+    def recovering(self, queue: str) -> bool:
+        """Whether a job of a queue that was taken over has not ended yet."""
+        adopted = self._adopted.get(queue)
         return adopted is not None and adopted in self.held
 
-    def forget(self, device: str, ids: set[bytes]) -> None:
+    def forget(self, refs: set[Ref]) -> None:
         """Let go of jobs that are no longer this executor's to end."""
-        for entry_id in ids:
-            self.held.pop(entry_id, None)
-        self._lanes[device].drop(ids)
-        self.ended(device)
+        for ref in refs:
+            self.held.pop(ref, None)
+        for lane in self._lanes.values():
+            lane.drop(refs)
+        self.ended()
 
-    def adopt(self, wire: Wire, device: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
+    def adopt(self, wire: Wire, queue: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
         """Run a job that another executor has left behind, alone."""
-        job = self._intake.parse(wire, device, entry_id, fields)
+        job = self._intake.parse(wire, queue, entry_id, fields)
         if job is None:
             return
-        self.log.warning("job taken over", device=device, id=entry_id.decode(), delivery=deliveries)
+        self.log.warning("job taken over", queue=queue, id=entry_id.decode(), delivery=deliveries)
         job.alone = True
         job.claimed = time.monotonic()
-        self.held[job.id] = job
-        self._adopted[device] = job.id
+        self.held[job.ref] = job
+        self._adopted[queue] = job.ref
         if job.op == b"load":
             self._intake.load(job)
             return
         try:
             self._intake.fetch(wire, (job,))
         except Unreachable:
-            self.held.pop(job.id, None)  # it is taken over again once its lease has ended
-            self._adopted.pop(device, None)
+            self.held.pop(job.ref, None)  # it is taken over again once its lease has ended
+            self._adopted.pop(queue, None)
             raise
         model = self._intake.ready(job)
         if model is not None:
-            self._lanes[device].put([(model, job)])
+            self._lanes[job.device].put([(model, job)])
 
     # --- connecting and stopping
 
@@ -390,7 +395,7 @@ class Worker:
         for runner in self._runners:
             runner.node = self.node
         self._intake.serve(self.node)
-        self._claims.streams = {self.node.jobs(device): device for device in self.settings.devices}
+        self._claims.streams = {self.node.queue(device): device for device in self.settings.devices}
 
     def moved(self, tag: bytes) -> None:
         """Serve the queues of another node tag as soon as the claim under way is over; called by the watchdog."""
@@ -428,12 +433,12 @@ class Worker:
     def _own_pending(self) -> None:
         """Accept what a claim had brought when the connection broke before its reply was read."""
         now = time.monotonic()
-        for stream, device in self._claims.streams.items():
+        for stream, queue in self._claims.streams.items():
             # By the line: what the queue before has set off may not be answered yet.
             command = (b"XREADGROUP", b"GROUP", GROUP, self.consumer, b"COUNT", 1000, b"STREAMS", stream, b"0")
             reply = checked(self._line.call_many((command,))[0])
-            entries = [entry for _, found in reply or () for entry in found if entry[0] not in self.held]
-            self._accept(device, entries, now)
+            entries = [entry for _, found in reply or () for entry in found if (queue, entry[0]) not in self.held]
+            self._accept(queue, entries, now)
 
     def _drain(self) -> None:
         """End what was claimed, as far as the time for it goes, and leave."""
@@ -461,7 +466,7 @@ class Worker:
         for lane in self._lanes.values():
             lane.join(5.0)
         try:
-            self.wire.call(b"FCALL", b"KS_LEAVE", 0, self.consumer, *self.settings.devices)
+            self.wire.call(b"FCALL", b"KS_LEAVE", 0, self.consumer, *self.queues)
         except KeysideError as error:
             self.log.warning("could not sign off", error=str(error))
         self.cache.close()

@@ -10,19 +10,25 @@ local function AI_CANCEL(_, ARGV)
   if not ticket or ARGV[3] or string.sub(ticket, 1, 4) ~= 'ks:{' then
     raise('BADARG', 'AI_CANCEL takes: ticket [job id]')
   end
-  job = job or string.match(ticket, '^ks:{[^}]*}:ticket:(.+)$') or ''
-  local device, id = string.match(job, '^([A-Z0-9:_.-]+)/(%d+%-%d+)$')
-  if not device then
+  -- A ticket that the server chose has the tag and the job in its name.
+  local tag, said = string.match(ticket, '^ks:{([^}]*)}:ticket:(.+)$')
+  local word, id = string.match(job or said or '', '^(.+)/(%d+%-%d+)$')
+  if not word or not jobs.is_queue(word) then
     raise('BADARG', 'give the job id that the submit returned, as in CPU/1700000000000-0')
   end
-  local own = node.keys()
-  local stream = own.jobs .. device
+  if not job and tag ~= node.keys().tag then
+    word = word .. '@' .. tag
+    if not jobs.is_queue(word) then
+      raise('BADARG', 'AI_CANCEL: no ticket of a node')
+    end
+  end
+  local own, stream, device = node.queue(word)
   local fields = jobs.entry(stream, id)
   local header = fields and jobs.header(fields)
-  local mine = header and header[jobs.OP] == 'run' and (header[jobs.TICKET] == ticket or (header[jobs.TICKET] == '' and own.ticket .. job == ticket))
+  local mine = header and header[jobs.OP] == 'run' and (header[jobs.TICKET] == ticket or (header[jobs.TICKET] == '' and own.ticket .. device .. '/' .. id == ticket))
   if not mine then
     -- Only a list that belongs to this one job: one that the caller chose may hold replies to others.
-    if ticket == own.ticket .. job then
+    if ticket == own.ticket .. device .. '/' .. id then
       redis.pcall('UNLINK', ticket)
     end
     return 0

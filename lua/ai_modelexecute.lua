@@ -44,6 +44,7 @@ local function modelexecute_parsed(KEYS, ARGV)
   end
   request.outputs, i = inputs.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
   options.read_all(ARGV, i, request)
+  request.key = KEYS[1]
   return submit.run(request)
 end
 

@@ -45,6 +45,7 @@ local function predict_parsed(KEYS, ARGV)
     request.outputs, i = inputs.keys(KEYS, ARGV, i + 1, 'OUTPUTS')
   end
   options.read_all(ARGV, i, request)
+  request.key = KEYS[1]
   return submit.run(request)
 end
 

@@ -1,5 +1,5 @@
 --- KS_COMPLETE: end the jobs of one batch: outputs, replies, acknowledgement and counters in one step.
--- ARGV[1] device         the queue
+-- ARGV[1] queue          the word for it (node.queue)
 -- ARGV[2] consumer       the executor that claims to hold the jobs
 -- ARGV[3] held           how many entries it holds at most, to bound the look at them
 -- ARGV[4] model          id of the version, for the counters; empty: none
@@ -130,15 +130,14 @@ local function complete_keys(argv, i, reply, late)
 end
 
 local function KS_COMPLETE(_, ARGV)
-  local device, consumer, held, model = ARGV[1] or '', ARGV[2], args.int(ARGV[3] or '', 1), ARGV[4]
+  local consumer, held, model = ARGV[2], args.int(ARGV[3] or '', 1), ARGV[4]
   local duration, samples, errors = args.int(ARGV[5] or ''), args.int(ARGV[6] or ''), args.int(ARGV[7] or '')
   local bytes, count = ARGV[8], args.int(ARGV[9] or '', 1, #ARGV)
-  if not jobs.is_device(device) or not held or not duration or not samples or not errors or not count then
+  if not jobs.is_queue(ARGV[1] or '') or not held or not duration or not samples or not errors or not count then
     complete_malformed('arguments are missing')
   end
   local starts, deadlines = complete_walk(ARGV, count)
-  local own = node.keys()
-  local stream = own.jobs .. device
+  local own, stream, device = node.queue(ARGV[1])
   local mine = jobs.held(stream, consumer, ARGV[10], ARGV[starts[count]], ARGV[3])
   local now = node.now_ms()
   local counted = bytes ~= '0' and string.gmatch(bytes, '%d+')

@@ -1,17 +1,15 @@
 --- KS_EXPIRE: answer TIMEDOUT for jobs whose deadline has passed, wherever they are.
--- ARGV[1] device         the queue
+-- ARGV[1] queue          the word for it (node.queue)
 -- ARGV[2..] id           entries to look at
 -- Returns: how many were answered
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
 
 local function KS_EXPIRE(_, ARGV)
-  local device = ARGV[1] or ''
-  if not jobs.is_device(device) then
+  if not jobs.is_queue(ARGV[1] or '') then
     raise('BADARG', 'KS_EXPIRE is called by executors only')
   end
-  local own = node.keys()
-  local stream = own.jobs .. device
+  local own, stream, device = node.queue(ARGV[1])
   local now = node.now_ms()
   local answered = 0
   for i = 2, #ARGV do

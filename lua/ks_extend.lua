@@ -1,5 +1,5 @@
 --- KS_EXTEND: renew the lease of the jobs that an executor still holds.
--- ARGV[1] device         the queue
+-- ARGV[1] queue          the word for it (node.queue)
 -- ARGV[2] consumer       the executor
 -- ARGV[3..] id           the jobs that it works on
 -- Returns: the ids that are still its own
@@ -7,11 +7,11 @@
 -- Flags: allow-oom allow-cross-slot-keys
 
 local function KS_EXTEND(_, ARGV)
-  local device, consumer = ARGV[1] or '', ARGV[2]
-  if not jobs.is_device(device) or not consumer then
+  local consumer = ARGV[2]
+  if not jobs.is_queue(ARGV[1] or '') or not consumer then
     raise('BADARG', 'KS_EXTEND is called by executors only')
   end
-  local stream = node.keys().jobs .. device
+  local _, stream = node.queue(ARGV[1])
   local kept = {}
   for i = 3, #ARGV do
     local id = ARGV[i]

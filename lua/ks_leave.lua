@@ -1,6 +1,6 @@
 --- KS_LEAVE: an executor ends in good order.
 -- ARGV[1] consumer       the executor
--- ARGV[2..] device       its queues
+-- ARGV[2..] queue        the words for its queues (node.queue)
 -- Returns: OK
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
@@ -13,10 +13,10 @@ local function KS_LEAVE(_, ARGV)
   local own = node.keys()
   local empty = true
   for i = 2, #ARGV do
-    if not jobs.is_device(ARGV[i]) then
+    if not jobs.is_queue(ARGV[i]) then
       raise('BADARG', 'KS_LEAVE: no name of a queue')
     end
-    local stream = own.jobs .. ARGV[i]
+    local _, stream = node.queue(ARGV[i])
     local pending = redis.pcall('XPENDING', stream, jobs.GROUP, '-', '+', 1, consumer)
     if pending[1] then
       empty = false

@@ -1,5 +1,5 @@
 --- KS_RECOVER: take over one job of an executor that stopped extending its lease.
--- ARGV[1] device         the queue
+-- ARGV[1] queue          the word for it (node.queue)
 -- ARGV[2] consumer       who takes it over
 -- ARGV[3] lease          milliseconds without a sign of life after which a job is free
 -- ARGV[4] deliveries     a job delivered that often is given up instead
@@ -13,7 +13,7 @@ local function recover_give_up(own, device, id, fields, header, delivered)
     local key, version = header[jobs.KEY], tostring(header[jobs.VERSION])
     local found = redis.pcall('HMGET', key, 'uid', version .. ':state')
     if not found.err and found[1] and found[1] .. '-' .. version == header[jobs.MODEL] and found[2] == 'loading' then
-      models.failed(own, key, version, delivered .. ' executors in turn died or stalled while they loaded it')
+      models.failed(node.keys(), key, version, delivered .. ' executors in turn died or stalled while they loaded it')
     end
   end
   local entry = { 'id', device .. '/' .. id, 'reason', text }
@@ -29,12 +29,11 @@ local function recover_give_up(own, device, id, fields, header, delivered)
 end
 
 local function KS_RECOVER(_, ARGV)
-  local device, consumer, lease, limit = ARGV[1] or '', ARGV[2], args.int(ARGV[3] or ''), args.int(ARGV[4] or '', 1)
-  if not jobs.is_device(device) or not lease or not limit then
+  local consumer, lease, limit = ARGV[2], args.int(ARGV[3] or ''), args.int(ARGV[4] or '', 1)
+  if not jobs.is_queue(ARGV[1] or '') or not lease or not limit then
     raise('BADARG', 'KS_RECOVER is called by executors only')
   end
-  local own = node.keys()
-  local stream = own.jobs .. device
+  local own, stream, device = node.queue(ARGV[1])
   local idle = redis.pcall('XPENDING', stream, jobs.GROUP, 'IDLE', lease, '-', '+', 16)
   if idle.err then
     -- After a FLUSHALL there is nothing to take over; the next heartbeat makes the group again.

@@ -189,6 +189,16 @@ class NodeKeys:
         return self._key(b"models")
 
     @property
+    def revs(self) -> bytes:
+        """Sorted set, model -> revision of what the catalog says of it; models that have gone are listed for a day."""
+        return self._key(b"revs")
+
+    @property
+    def dropped(self) -> bytes:
+        """Sorted set, model that has gone -> its last revision."""
+        return self._key(b"dropped")
+
+    @property
     def executors(self) -> bytes:
         """Sorted set, executor -> server time of its last heartbeat, in ms."""
         return self._key(b"executors")
@@ -196,6 +206,11 @@ class NodeKeys:
     def jobs(self, device: Part) -> bytes:
         """Stream of the jobs that wait or run on a device queue."""
         return self._key(b"jobs", device)
+
+    def queue(self, word: str) -> bytes:
+        """Stream of the queue that a word means: ``CPU``, ``CPU!H``, or with the tag of another node ``CPU@0aB``."""
+        device, _, other = word.partition("@")
+        return NodeKeys(other.encode()).jobs(device) if other else self.jobs(device)
 
     def stats(self, model_id: Part) -> bytes:
         """Hash of the counters of one version (``uid-version``) on this node."""
@@ -237,6 +252,11 @@ def _own_tag(key: bytes) -> bytes:
 def client_ticket(node: bytes, client: Part, seq: int) -> bytes:
     """Name the list on which a client waits for the reply to its request ``seq``, on the node with this tag."""
     return b"ks:{%b}:t:%b:%d" % (node, _bytes(client), seq)
+
+
+def seen(slot_tag: bytes, client: Part, seq: int) -> bytes:
+    """Name what says on a cluster that a client's request with keys in the slot of a tag was accepted."""
+    return b"ks:{%b}:seen:%b:%d" % (slot_tag, _bytes(client), seq)
 
 
 def mailbox(node: bytes, client: Part) -> bytes:

@@ -1,8 +1,13 @@
 --- @requires guard args keys node
 -- What the functions of this node know about models. The model key (docs/protocol.md section 3) is the source; the
--- catalog holds one JSON record per target, ready to be read at submit, also on nodes where the model key is not.
+-- catalog holds one JSON record per target, ready to be read at submit, also on nodes where the model key is not: they
+-- have copies, which executors keep equal to it (KS_CATALOG, KS_MERGE).
 
 local catalog = {}
+
+catalog.COMPLETE = '@' -- field of the catalog that says that all models of the cluster are in it; no target is called so
+catalog.CHANNEL = 'ks:catalog'
+local TOMBSTONE_MS = 86400000 -- how long a node can tell others that a model has gone
 
 local parsed, parsed_count = {}, 0
 
@@ -16,6 +21,9 @@ local function decode(raw)
     parsed, parsed_count = {}, 0
   end
   record = cjson.decode(raw)
+  if type(record) ~= 'table' then
+    return nil
+  end
   record.id = record.uid .. '-' .. record.version
   record.head = '\156' .. cmsgpack.pack(1, 'run', record.id, record.key, record.version) -- of an array of 12
   record.title = args.printable(record.key, 512) .. '@' .. record.version
@@ -66,8 +74,13 @@ end
 
 function catalog.find(own, target)
   local raw = redis.call('HGET', own.catalog, target)
-  if raw then
-    return decode(raw)
+  local found = raw and decode(raw)
+  if found then
+    return found
+  end
+  if own.clustered and redis.call('HEXISTS', own.catalog, catalog.COMPLETE) == 0 then
+    raise('TRYAGAIN', "'" .. args.printable(target) .. "' is not in the catalog of this node, which is not complete yet: an executor"
+      .. ' of this node brings it up to date, if there is one. Send the call again')
   end
   local name = string.match(target, '^(.-)@')
   if not name then
@@ -122,8 +135,20 @@ function catalog.bare(key)
   return newest
 end
 
+-- Give what the catalog says of a model its next revision, and let the other nodes know. Times, so that they grow even
+-- where a failover has lost some; never the same twice on a node.
+local function changed(own, key)
+  local top = redis.call('ZREVRANGE', own.revs, '0', '0', 'WITHSCORES')
+  local rev = ('%.0f'):format(math.max((tonumber(top[2]) or 0) + 1, node.now_ms()))
+  redis.call('ZADD', own.revs, rev, key)
+  redis.pcall('PUBLISH', catalog.CHANNEL, own.tag .. ' ' .. rev .. ' ' .. key)
+  return rev
+end
+
 -- Bring the catalog in line with the model key after `version` changed or went.
 function catalog.update(own, key, version)
+  redis.call('HSET', key, 'rev', changed(own, key))
+  redis.call('ZREM', own.dropped, key)
   local record = encode(key, version)
   if record then
     redis.call('HSET', own.catalog, key .. '@' .. version, record)
@@ -135,7 +160,7 @@ function catalog.update(own, key, version)
   redis.call('HSET', own.models, key, redis.call('HGET', key, current .. ':tag') or '')
 end
 
-function catalog.drop(own, key, last)
+local function clear(own, key, last)
   for version = 1, last do
     redis.call('HDEL', own.catalog, key .. '@' .. version)
   end
@@ -143,19 +168,109 @@ function catalog.drop(own, key, last)
   redis.call('HDEL', own.models, key)
 end
 
+-- What says that a model has gone outlives it for a day: nodes that were away must learn of it.
+local function bury(own, key, rev)
+  redis.call('ZADD', own.dropped, rev, key)
+  local old = redis.call('ZRANGEBYSCORE', own.dropped, '-inf', ('%.0f'):format(node.now_ms() - TOMBSTONE_MS), 'LIMIT', '0', '16')
+  for _, name in ipairs(old) do
+    redis.call('ZREM', own.dropped, name)
+    redis.call('ZREM', own.revs, name)
+  end
+end
+
+-- The model has gone, with up to `last` versions.
+function catalog.drop(own, key, last)
+  clear(own, key, last)
+  bury(own, key, changed(own, key))
+end
+
+-- The number of the highest version that has a record here; 0: there is no record.
+local function last_known(own, key)
+  local raw = redis.call('HGET', own.catalog, key)
+  local record = raw and decode(raw)
+  return record and (tonumber(record.last) or tonumber(record.version)) or 0
+end
+
+-- The records of a model as field, record, field, record...; none if it has gone.
+function catalog.records(own, key)
+  local flat = {}
+  local bare = redis.call('HGET', own.catalog, key)
+  if bare then
+    flat[1], flat[2] = key, bare
+    for version = 1, last_known(own, key) do
+      local field = key .. '@' .. version
+      local raw = redis.call('HGET', own.catalog, field)
+      if raw then
+        flat[#flat + 1] = field
+        flat[#flat + 1] = raw
+      end
+    end
+  end
+  return flat
+end
+
+-- Take over what the home of a model says of it: the `count` arguments from argv[first] on, as of catalog.records.
+function catalog.merge(own, key, rev, tag, argv, first, count)
+  clear(own, key, last_known(own, key))
+  redis.call('ZADD', own.revs, rev, key)
+  if count == 0 then
+    bury(own, key, rev)
+    return
+  end
+  redis.call('ZREM', own.dropped, key)
+  redis.call('HSET', own.models, key, tag)
+  for i = first, first + count - 1, 2 do
+    redis.call('HSET', own.catalog, argv[i], argv[i + 1])
+  end
+end
+
+-- Make the catalog agree with the model key, which is on this node. Returns whether that changed anything.
+function catalog.refresh(own, key)
+  local found = redis.pcall('HMGET', key, 'type', 'rev', 'last')
+  local last = not found.err and found[1] == 'model' and args.int(found[3] or '', 1)
+  local known = redis.call('ZSCORE', own.revs, key)
+  if not last then
+    if not redis.call('HGET', own.catalog, key) then
+      return false
+    end
+    catalog.drop(own, key, last_known(own, key))
+    return true
+  end
+  if known and found[2] and tonumber(known) == tonumber(found[2]) then
+    return false
+  end
+  clear(own, key, math.max(last, last_known(own, key)))
+  for version = 1, last do
+    local record = encode(key, version)
+    if record then
+      redis.call('HSET', own.catalog, key .. '@' .. version, record)
+    end
+  end
+  local current = catalog.bare(key)
+  if not current then
+    return true
+  end
+  redis.call('HSET', own.catalog, key, encode(key, current, last))
+  redis.call('HSET', own.models, key, redis.call('HGET', key, current .. ':tag') or '')
+  redis.call('HSET', key, 'rev', changed(own, key))
+  redis.call('ZREM', own.dropped, key)
+  return true
+end
+
 -- Whether `model`, an id uid-version, is what the catalog knows as that version of key.
 function catalog.has(own, key, version, model)
   local raw = redis.call('HGET', own.catalog, key .. '@' .. version)
-  return raw and decode(raw).id == model
+  local record = raw and decode(raw)
+  return record and record.id == model
 end
 
 -- Clear what a model left behind that went without AI_MODELDEL.
 function catalog.forget(own, key)
   local raw = redis.call('HGET', own.catalog, key)
-  if not raw then
+  local record = raw and decode(raw)
+  if not record then
     return
   end
-  local record = decode(raw)
   local last = tonumber(record.last or record.version)
   for version = 1, last do
     redis.call('UNLINK', own.stats .. record.uid .. '-' .. version)

@@ -17,9 +17,28 @@ function jobs.add_load(own, key, uid, version, device)
   return redis.call('XADD', own.jobs .. device, '*', 'h', header)
 end
 
--- What an executor may give as the name of its queue and as the id of an entry.
+-- What an executor may give as the name of a device, as the word for a queue (node.queue), and as the id of an entry.
 function jobs.is_device(text)
   return #text <= 32 and string.find(text, '^[A-Z0-9:_.-]+$') ~= nil
+end
+
+local queue_words, queue_words_count = {}, 0
+
+function jobs.is_queue(text)
+  if queue_words[text] then
+    return true
+  end
+  local device, priority, tag = string.match(text, '^([A-Z0-9:_.-]+)(!?[HL]?)(@?[%w_-]*)$')
+  if not device or #device > 32 or (priority ~= '' and not string.find(priority, '^![HL]$'))
+    or (tag ~= '' and not string.find(tag, '^@[%w_-][%w_-]?[%w_-]?$')) then
+    return false
+  end
+  if queue_words_count >= 256 then
+    queue_words, queue_words_count = {}, 0
+  end
+  queue_words[text] = true
+  queue_words_count = queue_words_count + 1
+  return true
 end
 
 function jobs.is_id(text)

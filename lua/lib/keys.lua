@@ -88,6 +88,11 @@ function keys.gone(key, uid)
   return private(key, 'gone') .. uid
 end
 
+-- What says that a request with keys was accepted, in their slot: it goes where that goes.
+function keys.seen(key, client, seq)
+  return private(key, 'seen') .. client .. ':' .. ('%d'):format(seq)
+end
+
 -- The node's own keys, formed once per tag.
 function keys.of_node(tag)
   local base = 'ks:{' .. tag .. '}:'
@@ -97,6 +102,8 @@ function keys.of_node(tag)
     dead = base .. 'dead',
     catalog = base .. 'catalog',
     models = base .. 'models',
+    revs = base .. 'revs',
+    dropped = base .. 'dropped',
     stats = base .. 'stats:',
     bytes = base .. 'bytes:',
     executors = base .. 'executors',

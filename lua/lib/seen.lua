@@ -1,4 +1,4 @@
---- @requires jobs
+--- @requires jobs keys
 -- The numbers of requests that were accepted, so that a call that is sent again does not run twice.
 
 local seen = {}
@@ -41,12 +41,21 @@ end
 -- Whether the number of a request has been taken. Asked before anything else: by then the keys of the first call may
 -- have been moved.
 function seen.taken(own, request)
+  if own.clustered and request.key then
+    return redis.call('EXISTS', keys.seen(request.key, request.client, request.seq)) == 1
+  end
   local bitmap = bitmap_of(own, request)
   return redis.call('GETBIT', bitmap.name, ('%d'):format(request.seq % SEEN_BLOCK)) == 1
 end
 
 -- Takes it, when the job is in its queue: a call that failed may be sent again.
 function seen.take(own, request)
+  if own.clustered and request.key then
+    -- In the slot of its keys: should that move, whoever serves it then knows the request.
+    local ms = ('%d'):format(request.timeout > SEEN_MS and request.timeout + jobs.REPLY_GRACE_MS or SEEN_MS + jobs.REPLY_GRACE_MS)
+    redis.call('SET', keys.seen(request.key, request.client, request.seq), '1', 'PX', ms)
+    return
+  end
   local bitmap = bitmap_of(own, request)
   redis.call('SETBIT', bitmap.name, ('%d'):format(request.seq % SEEN_BLOCK), '1')
   redis.call('PEXPIRE', bitmap.name, bitmap.ms)

@@ -159,7 +159,7 @@ function submit.run(request)
     redis.call('INCRBY', own.bytes .. device, bytes)
   end
   if ticket ~= '' then
-    return device .. '/' .. id
+    return node.word(own, device) .. '/' .. id
   end
   return own.ticket .. device .. '/' .. id
 end

@@ -119,7 +119,7 @@ def test_drop_forgets_jobs() -> None:
     for one in jobs:
         served.prepare(one)
         batcher.add(served, one)
-    assert batcher.drop({b"1-0", b"3-0", b"9-0"}) == 2
+    assert batcher.drop({("CPU", b"1-0"), ("CPU", b"3-0"), ("CPU", b"9-0")}) == 2
     assert taken(batcher) == [[b"0-0", b"2-0"]]
 
 

@@ -51,8 +51,8 @@ class FakeDelivery:
         self.refused: set[str] = set()
 
     def settle(self, parcel: Parcel, replies: Sequence[Any]) -> bool:
-        self.settled.append((parcel.device, *replies))
-        return parcel.device not in self.refused
+        self.settled.append((parcel.queue, *replies))
+        return parcel.queue not in self.refused
 
 
 def parcel(name: str) -> Parcel:
@@ -102,7 +102,7 @@ def test_what_the_server_cannot_take_now_is_sent_again(line: Any) -> None:
     line.line.outbox = [parcel("one"), parcel("two")]
     line.line.send()
     line.line.settle()
-    assert [one.device for one in line.line.outbox] == ["one"]
+    assert [one.queue for one in line.line.outbox] == ["one"]
 
 
 def test_a_lost_connection_loses_no_parcel(line: Any) -> None:
@@ -115,7 +115,7 @@ def test_a_lost_connection_loses_no_parcel(line: Any) -> None:
     with pytest.raises(Unreachable):
         line.line.send()
     line.line.lost()
-    assert [one.device for one in line.line.outbox] == ["one", "two", "three"]
+    assert [one.queue for one in line.line.outbox] == ["one", "two", "three"]
     assert not line.line.ahead, "what the claim brought is pending, and read again"
 
 
