@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.packed import Packed, Packer
+from keyside.clients.places import ManyNodes, laggards
 from keyside.clients.plan import Plan, SpreadPacker
 from keyside.clients.pool import Pool
-from keyside.clients.request import MARGIN_S, Identity, Request, accepted, pauses, who_serves
+from keyside.clients.request import MARGIN_S, Request, accepted, pauses, who_serves
 from keyside.clients.spread_sync import Spread
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncPending, SyncTransport, refused
-from keyside.clients.way import ASK_S, LATE_S, Way, bare_device, passing, slot_of
+from keyside.clients.way import ASK_S, LATE_S, SLICE_S, Way, asked, bare_device, passing, slot_of
 from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Command, Name
@@ -26,11 +27,12 @@ from keyside.tensorstore.plain import CatalogRecord
 __all__ = ["SyncCluster"]
 
 T = TypeVar("T")
-_ASKING = plain.asking()
 _LOOK_S = 1.0
+_CONNECT_S = 2.0
+_LAST_S = 0.5
 
 
-class SyncCluster(SyncTransport):
+class SyncCluster(ManyNodes, SyncTransport):
     """Sends commands and requests to the nodes that they concern.
 
     Args:
@@ -62,14 +64,14 @@ class SyncCluster(SyncTransport):
         self.closed = closed
 
     def _new_packer(self, tag: bytes) -> Packer:
-        return Packer(self.identity, tag)
+        return Packer(self.identity, tag, most=SLICE_S)
 
     # --- nodes
 
     def _pool(self, node: Node) -> Pool:
         pool = self._pools.get(node.address)
         if pool is None:
-            made = Pool(self.endpoint.at(node.host, node.port), self._idle_s)
+            made = Pool(self.endpoint.at(node.host, node.port), self.idle)
             pool = self._pools.setdefault(node.address, made)
             if self.closed:
                 pool.close()
@@ -155,18 +157,16 @@ class SyncCluster(SyncTransport):
                 time.sleep(wait)
             self._refresh()
 
-    def _trade(
-        self, node: Node, batch: Sequence[Command[Any]], ends: float, *, asking: bool = False
-    ) -> list[Any]:
+    def _trade(self, node: Node, batch: Sequence[Command[Any]], ends: float, *, asking: bool = False) -> list[Any]:
         """Send commands to a node in one write and return their replies."""
         if self.closed:
             raise Unreachable("this client is closed")
         limit = max(ends - time.monotonic(), 0.001)
         pool = self._pool(node)
-        wire = pool.take(limit)
+        wire = pool.take(min(limit, _CONNECT_S))
         try:
-            wire.send(_asked(batch) if asking else batch)
-            replies = self._read(wire, batch, asking=asking, limit=min(limit + LATE_S, self._idle_s))
+            wire.send(asked(batch) if asking else batch)
+            replies = self._read(wire, batch, asking=asking, limit=min(limit + LATE_S, self.idle))
         except BaseException:
             wire.close()  # which replies are still to come is not known
             pool.close_free()
@@ -189,11 +189,10 @@ class SyncCluster(SyncTransport):
         Raises:
             KeysideError: a node refuses or is gone.
         """
-        return self._one(command, command.result)
+        return self._one(command, command.result, time.monotonic() + self._timeout, slot_of(command))
 
-    def _one(self, command: Command[Any], result: Callable[[Any], T]) -> T:
-        ends = time.monotonic() + self._timeout
-        way = Way(self.plan.topology, ends, slot=slot_of(command), repeatable=command.repeatable)
+    def _one(self, command: Command[Any], result: Callable[[Any], T], ends: float, slot: int | None) -> T:
+        way = Way(self.plan.topology, ends, slot=slot, repeatable=command.repeatable)
 
         def attempt(node: Node, asking: bool) -> T:
             (reply,) = self._trade(node, (command,), ends, asking=asking)
@@ -207,7 +206,9 @@ class SyncCluster(SyncTransport):
         Raises:
             Unreachable: a node is gone.
         """
-        ends = time.monotonic() + self._timeout
+        return self._replies(batch, time.monotonic() + self._timeout)
+
+    def _replies(self, batch: Sequence[Command[Any]], ends: float) -> list[Any]:
         found: list[Any] = [None] * len(batch)
         for node, places in self.plan.grouped(batch):
             part = [batch[place] for place in places]
@@ -221,17 +222,17 @@ class SyncCluster(SyncTransport):
                 found[place] = reply
         for place, reply in enumerate(found):
             if passing(reply):
-                found[place] = self._again_alone(batch[place])
+                found[place] = self._again_alone(batch[place], ends)
         return found
 
-    def _again_alone(self, command: Command[Any]) -> Any:
+    def _again_alone(self, command: Command[Any], ends: float) -> Any:
         def same(reply: Any) -> Any:
             if passing(reply):
                 raise reply
             return reply
 
         try:
-            return self._one(command, same)
+            return self._one(command, same, ends, slot_of(command))
         except Unreachable:
             raise
         except KeysideError as error:
@@ -292,6 +293,7 @@ class SyncCluster(SyncTransport):
         return self._pursue(way, lambda node, asking: self._attempt(way, node, asking=asking))
 
     def way(self, request: Request) -> Way:
+        """Return the way of a request; that begins when `go` sends it."""
         self._know_device(request)
         return Way(self.plan.topology, time.monotonic() + request.timeout, request=request)
 
@@ -320,12 +322,12 @@ class SyncCluster(SyncTransport):
         return self._pursue(way, lambda node, asking: self._attempt(way, node, asking=asking), failed)
 
     def _ask_node(self, request: Packed, way: Way, node: Node) -> bytes:
-        limit = request.timeout + MARGIN_S
+        limit = min(request.timeout + MARGIN_S, SLICE_S)
         pool = self._pool(node)
-        wire = pool.take(limit)
+        wire = pool.take(min(limit, _CONNECT_S))
         with self._counted(node):
             try:
-                reply = wire.ask(request.data, request.patience, limit if limit < self._idle_s else None)
+                reply = wire.ask(request.data, LATE_S, limit)
             except KeysideError:
                 pool.close_free()
                 raise
@@ -354,8 +356,7 @@ class SyncCluster(SyncTransport):
 
     def _answer(self, way: Way, job: bytes, reply: Any) -> bytes:
         """Return what came on the ticket of an accepted request, or look further for it."""
-        request = way.request
-        assert request is not None
+        request = way.submitted
         ticket = request.ticket(request.tag)
         if job:
             self.plan.learn(request, job)
@@ -364,6 +365,8 @@ class SyncCluster(SyncTransport):
                 raise reply
             reply = self._collect(ticket, way.ends + MARGIN_S)  # its slot moved while we waited
         if reply is None:
+            reply = self._collect(ticket, way.ends + MARGIN_S)
+        if reply is None:
             return self.give_up(request, ticket, job)
         if reply.startswith(b"TRYAGAIN ") and way.tries > 1:  # said by an earlier attempt
             return self._answer(way, job, TryAgain("the reply to an attempt that was refused"))
@@ -371,22 +374,21 @@ class SyncCluster(SyncTransport):
         return found
 
     def _attempt(self, way: Way, node: Node, *, asking: bool) -> bytes:
-        request = way.request
-        assert request is not None
+        request = way.submitted
         seconds = way.ends - time.monotonic()
-        patience = max(seconds, 0.001) + MARGIN_S
+        patience = min(max(seconds, 0.001) + MARGIN_S, SLICE_S)
         ticket = request.ticket(request.tag)
         waiting = plain.blpop(ticket, patience)
         batch: list[Command[Any]] = [*request.before, request.submit(seconds, ticket), waiting]
         job = b""
         pool = self._pool(node)
-        wire = pool.take(patience)
+        wire = pool.take(min(patience, _CONNECT_S))
         limit = patience + LATE_S
         try:
             with self._counted(node):
-                wire.send(_asked(batch) if asking else batch)
+                wire.send(asked(batch) if asking else batch)
                 try:
-                    job = accepted(self._read(wire, batch[:-1], asking=asking, limit=min(limit, self._idle_s)))
+                    job = accepted(self._read(wire, batch[:-1], asking=asking, limit=limit))
                     way.job = job or way.job
                 except KeysideError as error:
                     if wire.connected and asking:
@@ -423,19 +425,23 @@ class SyncCluster(SyncTransport):
         while (left := until - time.monotonic()) > 0:
             try:
                 node, asking = way.next()
-                waiting = plain.blpop(ticket, min(left, ASK_S) if asking else left)
+                seconds = min(left, ASK_S if asking else SLICE_S)
+                waiting = plain.blpop(ticket, seconds)
                 pool = self._pool(node)
-                wire = pool.take(left + LATE_S)
+                wire = pool.take(min(left + LATE_S, _CONNECT_S))
                 try:
-                    wire.send(_asked((waiting,)) if asking else (waiting,))
-                    (reply,) = self._read(wire, (waiting,), asking=asking, limit=left + LATE_S)
+                    wire.send(asked((waiting,)) if asking else (waiting,))
+                    (reply,) = self._read(wire, (waiting,), asking=asking, limit=seconds + LATE_S)
                 except BaseException:
                     wire.close()
                     raise
                 pool.give(wire)
                 found = waiting.result(reply)
             except KeysideError as error:
-                time.sleep(max(way.failed(error), pause()))
+                if not passing(error):
+                    raise
+                wait = way.failed(error)
+                time.sleep(wait and max(wait, pause()))
                 self._refresh()
                 continue
             if found is not None:
@@ -446,11 +452,45 @@ class SyncCluster(SyncTransport):
         """Say which executors could answer on a queue."""
         names: list[str] = []
         infos: list[dict[str, Any]] = []
-        for node in list(self.plan.topology.nodes.values()):
-            mine = self.call(plain.executor_names(node.tag))
-            names += mine
-            infos += self.call(plain.executor_infos(node.tag, mine)) if mine else []
+        for node in self.nodes():
+            with contextlib.suppress(KeysideError):
+                mine, told = self._executors(node)
+                names += mine
+                infos += told
         return who_serves(bare_device(device.encode()), names, infos)
+
+    def _executors(self, node: Node) -> tuple[list[str], list[dict[str, Any]]]:
+        """Return the names of the executors of a node, and what those that live say of themselves."""
+        ends = time.monotonic() + _LOOK_S
+        listed = plain.executor_names(node.tag)
+        names = listed.result(self._trade(node, (listed,), ends)[0])
+        if not names:
+            return [], []
+        told = plain.executor_infos(node.tag, names)
+        return names, told.result(self._trade(node, (told,), ends)[0])
+
+    def not_ready(self, model: str, device: str) -> tuple[list[str], tuple[str, ...]]:
+        """Say which executors have not loaded a version, and which nodes have none for it."""
+        late: list[str] = []
+        missing: list[str] = []
+        for node in self.nodes():
+            try:
+                slow, any_at_all = laggards(node, self._executors(node)[1], model, device)
+            except KeysideError as error:
+                slow, any_at_all = [f"node {node.address}: {error}"], True
+            late += slow
+            if not any_at_all:
+                missing.append(node.address)
+        return late, tuple(missing)
+
+    def last_words(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Like `call_many`, when the time of a request is over: no node gets long to answer."""
+        replies = self._replies(batch, time.monotonic() + _LAST_S)
+        return [command.result(reply) for command, reply in zip(batch, replies, strict=True)]
+
+    def call_at(self, tag: bytes, command: Command[T]) -> T:
+        """Send a command that has no keys to the node of a tag."""
+        return self._one(command, command.result, time.monotonic() + self._timeout, keys.slot(b"{%b}" % tag))
 
     def record(self, target: Name) -> CatalogRecord:
         """Read what the home of a target knows about it."""
@@ -539,8 +579,3 @@ class SyncCluster(SyncTransport):
             yield from spread.run(requests)
         finally:
             spread.end()
-
-
-def _asked(batch: Sequence[Command[Any]]) -> list[Command[Any]]:
-    """Put ASKING before each command: they are for a slot that is moving here."""
-    return [command for each in batch for command in (_ASKING, each)]

@@ -122,7 +122,9 @@ class Endpoint:
         pool = getattr(client, "connection_pool", None)
         settings = getattr(pool, "connection_kwargs", None)
         if settings is None:
-            raise BadArg(f"a redis.Redis, redis.RedisCluster, or an asyncio one, is needed, not {type(client).__name__}")
+            raise BadArg(
+                f"a redis.Redis, redis.RedisCluster, or an asyncio one, is needed, not {type(client).__name__}"
+            )
         options = _carried(settings)
         tls = "SSL" in getattr(pool, "connection_class", type(None)).__name__
         scheme = "unix" if "path" in options else "rediss" if tls else "redis"

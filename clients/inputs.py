@@ -186,10 +186,8 @@ def request(
     return made
 
 
-def _parts(
-    target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: tuple[bytes, int], tag: bytes
-) -> Parts:
-    """Make what of a request depends on where its keys are: large values go to keys of their own in the slot of a tag."""
+def _parts(target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: tuple[bytes, int], tag: bytes) -> Parts:
+    """Make what of a request depends on where its keys are: large values go to keys in the slot of a tag."""
     specs: list[InputSpec] = []
     before: list[Command[None]] = []
     temporaries: list[bytes] = []
@@ -231,7 +229,7 @@ def _tag(bound: Bound, outputs: Sequence[bytes]) -> bytes | None:
 
 
 def strangers(bound: Bound, outputs: Sequence[bytes]) -> list[int]:
-    """Return which of the inputs are keys in another slot than the outputs, or if there are none, than the first key."""
+    """Return which inputs are keys in another slot than the outputs, or if there are none, than the first key."""
     names = {index: to_bytes(item.name) for index, item in enumerate(bound.items) if isinstance(item, Key)}
     if not names:
         return []

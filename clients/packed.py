@@ -77,9 +77,13 @@ class Packer:
         identity: the client's.
         node: tag of the node.
         mailbox: the list for the replies to all requests; None: each gets a ticket of its own, and a BLPOP behind it.
+        most: seconds that this waits at most.
     """
 
-    def __init__(self, identity: Identity, node: bytes, mailbox: bytes | None = None) -> None:
+    def __init__(
+        self, identity: Identity, node: bytes, mailbox: bytes | None = None, most: float = float("inf")
+    ) -> None:
+        self._most = most
         self.identity = identity
         self.node = node
         self._mailbox = mailbox
@@ -168,7 +172,7 @@ class Packer:
     def _tail(self, timeout: float, seq: int) -> _Tail:
         """Encode the end of calls whose numbers have as many digits as this one."""
         digits = len(str(seq))
-        ms, patience = max(1, round(timeout * 1000)), timeout + MARGIN_S
+        ms, patience = max(1, round(timeout * 1000)), min(timeout + MARGIN_S, self._most)
         number = b"$%d\r\n%%d\r\n" % digits
         until = _escaped(b"TIMEOUT", b"%d" % ms, b"TICKET")
         client = _escaped(b"ID", self.identity.id)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyside.clients.endpoint import Endpoint
+from keyside.clients.places import OneNode
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, npy, plain
 from keyside.tensorstore.command import Command, Name, to_bytes
@@ -23,7 +24,7 @@ T = TypeVar("T")
 _IDLE_MAX = 32
 
 
-class Pool:
+class Pool(OneNode):
     """Connections to one server, and commands.
 
     Args:
@@ -31,13 +32,14 @@ class Pool:
         idle: seconds without a byte after which the server counts as gone.
 
     Attributes:
+        idle: see above.
         reached: there has been a connection.
         closed: there will be none any more.
     """
 
     def __init__(self, endpoint: Endpoint, idle: float) -> None:
         self.endpoint = endpoint
-        self._idle_s = idle
+        self.idle = idle
         self.node = keys.STANDALONE_TAG
         self.begin_anew()
         _ALL.add(self)
@@ -70,7 +72,7 @@ class Pool:
             try:
                 wire = self._free.pop()
             except IndexError:
-                wire = Wire(self.endpoint, "keyside-client", self._idle_s, patience)
+                wire = Wire(self.endpoint, "keyside-client", self.idle, patience)
                 self.reached = True
                 return wire
             if wire.usable:
@@ -232,6 +234,14 @@ class Pool:
             NoModel: there is none.
         """
         return self.call(plain.catalog_record(self.node, target))
+
+    def call_at(self, tag: bytes, command: Command[T]) -> T:  # noqa: ARG002  # there is but one node
+        """Send a command that has no keys to the node of a tag."""
+        return self.call(command)
+
+    def not_ready(self, model: str, device: str) -> tuple[list[str], tuple[str, ...]]:  # noqa: ARG002
+        """Say which executors of a cluster have not loaded a version, and which of its nodes have none for it."""
+        return [], ()
 
     def run_blocking(self, function: Callable[[], T]) -> T:
         """Run what may wait for a disk."""

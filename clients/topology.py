@@ -226,6 +226,6 @@ def check_slots(names: Iterable[bytes]) -> None:
         shown = ", ".join(f"{text(name)!r} (slot {slot})" for name, slot in slots.items())
         stem = text(next(iter(slots))).translate({ord("{"): None, ord("}"): None})
         raise CrossSlot(
-            f"the keys of one call lie in different slots of the cluster: {shown}. Give them a hash tag in common, as in "
+            f"keys of one call are in different slots of the cluster: {shown}. Give them a hash tag in common, as in "
             f"'{{user42}}:{stem[:40]}'; or, for inputs, pass move=True, which copies those that lie elsewhere"
         )

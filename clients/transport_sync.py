@@ -206,10 +206,10 @@ class SyncTransport(Pool):
         """
         ended = False
         if job:
-            cancelled, late = self.call_many((commands.ai_cancel(ticket, job), plain.lpop(ticket)))
+            cancelled, late = self.last_words((commands.ai_cancel(ticket, job), plain.lpop(ticket)))
             ended = not cancelled
         else:
-            late = self.call(plain.lpop(ticket))
+            (late,) = self.last_words((plain.lpop(ticket),))
         if late is not None:
             return bytes(late)
         if ended:
@@ -217,6 +217,10 @@ class SyncTransport(Pool):
             raise not_fetched(request.timeout) if late_caller else reply_lost(request.timeout)
         device = job.decode("ascii", "replace").partition("/")[0]
         raise not_answered(request.timeout, job, self.who_serves(device))
+
+    def last_words(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Like `call_many`, when the time of a request is over."""
+        return self.call_many(batch)
 
     def who_serves(self, device: str) -> str:
         """Say which executors could answer on a queue."""

@@ -2,12 +2,13 @@
 
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from keyside.clients.endpoint import NotConnected
 from keyside.clients.request import Request, pauses
 from keyside.clients.topology import Node, Topology, check_slots
-from keyside.tensorstore import keys
+from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command, text
 from keyside.tensorstore.errors import (
     KeysideError,
@@ -18,10 +19,13 @@ from keyside.tensorstore.errors import (
     Unreachable,
 )
 
-__all__ = ["ASK_S", "LATE_S", "Way", "bare_device", "passing", "refusal", "slot_of"]
+__all__ = ["ASK_S", "LATE_S", "SLICE_S", "Way", "asked", "bare_device", "passing", "refusal", "slot_of"]
 
 ASK_S = 0.5
 """How long to wait at the node to which a slot is moving, before looking again where it is."""
+
+SLICE_S = 5.0
+"""How long one wait for a reply is, at most: a node that is silent for longer than that is gone."""
 
 LATE_S = 0.3
 """How much later than its time an answer of a server may be."""
@@ -31,6 +35,7 @@ _REDIRECTION = re.compile(r"(MOVED|ASK) (\d+) (\S*:\d+)")
 _NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN")
 _ROLE = ("READONLY", "UNBLOCKED")
 _QUICK = 5
+_ASKING = plain.asking()
 
 
 def slot_of(command: Command[Any]) -> int | None:
@@ -56,9 +61,14 @@ def slot_of(command: Command[Any]) -> int | None:
     return keys.slot(args[1])
 
 
+def asked(batch: Sequence[Command[Any]]) -> list[Command[Any]]:
+    """Put ASKING before each command: they are for a slot that is moving to the node."""
+    return [command for each in batch for command in (_ASKING, each)]
+
+
 def _slot_of_job(ticket: bytes, job: bytes = b"") -> int:
     """The slot of the queue that has a job: its id names the tag."""
-    queue, at, tag = job.partition(b"/")[0].partition(b"@")
+    _, at, tag = job.partition(b"/")[0].partition(b"@")
     return keys.slot(b"{%b}" % tag) if at else keys.slot(ticket)
 
 
@@ -138,11 +148,17 @@ class Way:
             return False
         return not self.request.keyed if self.request is not None else self.slot is None
 
+    @property
+    def submitted(self) -> Request:
+        """The request whose way it is."""
+        if self.request is None:
+            raise TypeError("it is the way of a command")
+        return self.request
+
     def placed(self, node: Node) -> None:
         """Take note that a request that may run anywhere has been sent to a node already."""
-        assert self.request is not None
         self.node, self._placed, self.tries = node, True, 1
-        self.slot = keys.slot(b"{%b}" % self.request.tag)
+        self.slot = keys.slot(b"{%b}" % self.submitted.tag)
 
     def next(self) -> tuple[Node, bool]:
         """Say where to send it, and whether with ASKING before it.
@@ -176,9 +192,8 @@ class Way:
 
     def to(self, node: Node) -> None:
         """Send a request that may run anywhere to this node next."""
-        assert self.request is not None
-        self.request.place(node.tag)
-        self.slot, self._placed = keys.slot(b"{%b}" % self.request.tag), True
+        self.submitted.place(node.tag)
+        self.slot, self._placed = keys.slot(b"{%b}" % self.submitted.tag), True
 
     def failed(self, error: KeysideError) -> float:
         """Take note of an error.

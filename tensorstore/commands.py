@@ -357,7 +357,9 @@ def ai_node() -> Command[NodeReport]:
 
 def _parse_node(reply: Any) -> NodeReport:
     found = dict(zip(map(text, reply[::2]), reply[1::2], strict=True))
-    queues = {text(device): QueueReport(int(live), int(queued), int(age)) for device, live, queued, age in found["devices"]}
+    queues = {
+        text(device): QueueReport(int(live), int(queued), int(age)) for device, live, queued, age in found["devices"]
+    }
     return NodeReport(
         bytes(found["tag"]), bool(int(found["cluster"])), int(found["now"]), int(found["library"]),
         bool(int(found["complete"])), queues,
