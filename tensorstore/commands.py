@@ -166,8 +166,7 @@ def ai_modelstore(
         args += ("UPLOAD", uid, chunks, size, "DIGEST", digest)
     else:
         args += ("BLOB", *blob)
-    # The same upload with the same settings gives the version that it gave before.
-    return _fcall("AI_MODELSTORE", (name,), args, int, repeatable=upload is not None)
+    return _fcall("AI_MODELSTORE", (name,), args, int)
 
 
 def ai_modelget(name: Name, version: int | None = None) -> Command[list[bytes]]:
