@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from numpy.typing import NDArray
+
 from keyside.clients.channel import Channel
 from keyside.clients.endpoint import Endpoint, NotConnected
 from keyside.clients.flights import Flight, NodeMailbox
@@ -286,6 +288,12 @@ class AsyncCluster(ManyNodes, AsyncTransport):
         """Delete keys; return how many there were."""
         return sum(await self.call_many([plain.unlink((name,)) for name in names]))
 
+    async def collect(self, names: Sequence[Name]) -> list[NDArray[Any]]:
+        """Read outputs that a reply names, and delete them: after that, or nobody could ask for them again."""
+        found = await self.call_many([plain.get_output(name) for name in names])
+        self.post([plain.unlink((name,)) for name in names])
+        return found
+
     # --- executors and models
 
     async def who_serves(self, device: str) -> str:
@@ -325,7 +333,11 @@ class AsyncCluster(ManyNodes, AsyncTransport):
 
     async def record(self, target: Name) -> CatalogRecord:
         """Read what the home of a target knows about it."""
-        return await self.call(plain.catalog_record(self.plan.home_tag(target), target))
+        return await self._record(target, time.monotonic() + self._timeout)
+
+    async def _record(self, target: Name, ends: float) -> CatalogRecord:
+        asks = plain.catalog_record(self.plan.home_tag(target), target)
+        return await self._one(asks, asks.result, ends, slot_of(asks))
 
     # --- requests
 
@@ -336,7 +348,7 @@ class AsyncCluster(ManyNodes, AsyncTransport):
         ends = time.monotonic() + request.timeout
         if not request.keyed and not topology.single and topology.device(request.target) is None:
             with contextlib.suppress(NoModel):  # the call itself says it better
-                topology.learn(request.target, bare_device((await self.record(request.target)).device.encode()))
+                topology.learn(request.target, bare_device((await self._record(request.target, ends)).device.encode()))
             self.plan.look_if_due(self._look)
         flight = Flight(request, Way(topology, ends, request=request), asyncio.get_running_loop())
         try:

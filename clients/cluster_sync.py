@@ -249,6 +249,12 @@ class SyncCluster(ManyNodes, SyncTransport):
         """Delete keys; return how many there were."""
         return sum(self.call_many([plain.unlink((name,)) for name in names]))
 
+    def collect(self, names: Sequence[Name]) -> list[NDArray[Any]]:
+        """Read outputs that a reply names, and delete them: after that, or nobody could ask for them again."""
+        found = self.call_many([plain.get_output(name) for name in names])
+        self.forget([plain.unlink((name,)) for name in names])
+        return found
+
     # --- tensors
 
     def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
@@ -302,7 +308,8 @@ class SyncCluster(ManyNodes, SyncTransport):
         topology = self.plan.topology
         if not request.keyed and not topology.single and topology.device(request.target) is None:
             with contextlib.suppress(NoModel):  # the call itself says it better
-                topology.learn(request.target, bare_device(self.record(request.target).device.encode()))
+                record = self._record(request.target, time.monotonic() + request.timeout)
+                topology.learn(request.target, bare_device(record.device.encode()))
             self.plan.look_if_due(self._look)
 
     def run_packed(self, request: Packed) -> bytes:
@@ -494,7 +501,11 @@ class SyncCluster(ManyNodes, SyncTransport):
 
     def record(self, target: Name) -> CatalogRecord:
         """Read what the home of a target knows about it."""
-        return self.call(plain.catalog_record(self.plan.home_tag(target), target))
+        return self._record(target, time.monotonic() + self._timeout)
+
+    def _record(self, target: Name, ends: float) -> CatalogRecord:
+        asks = plain.catalog_record(self.plan.home_tag(target), target)
+        return self._one(asks, asks.result, ends, slot_of(asks))
 
     # --- requests whose reply is asked for later
 

@@ -172,6 +172,8 @@ class NodeMailbox(Mailbox):
     def submitted(self, pending: AsyncPending, reply: Any) -> None:
         """Take the reply to a submit: the job id, or why there is none."""
         if not isinstance(reply, KeysideError) or not isinstance(pending, Flight):
+            if reply:
+                self._cluster.plan.learn(pending.request, reply)
             super().submitted(pending, reply)
             return
         error = pending.error or reply

@@ -227,6 +227,11 @@ class Pool(OneNode):
         """Delete keys; return how many there were."""
         return self.call(plain.unlink(names))
 
+    def collect(self, names: Sequence[Name]) -> list[NDArray[Any]]:
+        """Read outputs that a reply names, and delete them."""
+        found: list[NDArray[Any]] = self.call_many([*map(plain.get_output, names), plain.unlink(names)])[:-1]
+        return found
+
     def record(self, target: Name) -> CatalogRecord:
         """Read what the functions know about a target.
 

@@ -233,6 +233,11 @@ class AsyncTransport(OneNode):
         """Delete keys; return how many there were."""
         return await self.call(plain.unlink(names))
 
+    async def collect(self, names: Sequence[Name]) -> list[NDArray[Any]]:
+        """Read outputs that a reply names, and delete them."""
+        found: list[NDArray[Any]] = (await self.call_many([*map(plain.get_output, names), plain.unlink(names)]))[:-1]
+        return found
+
     async def record(self, target: Name) -> CatalogRecord:
         """Read what the functions know about a target.
 

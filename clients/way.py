@@ -34,6 +34,8 @@ _REDIRECTION = re.compile(r"(MOVED|ASK) (\d+) (\S*:\d+)")
 # The server has not carried out what it answers like this.
 _NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN")
 _ROLE = ("READONLY", "UNBLOCKED")
+# Functions are told so by the server in these words.
+_IN_SCRIPT = ("while the cluster is down", "readonly replica", "read only replica")
 _QUICK = 5
 _ASKING = plain.asking()
 
@@ -80,7 +82,7 @@ def bare_device(job: bytes) -> str:
 def refusal(error: KeysideError) -> bool:
     """Whether the server has surely not carried out what it was asked, and may another time or in another place."""
     if isinstance(error, ServerError):
-        return error.text.startswith(_ROLE)
+        return error.text.startswith(_ROLE) or any(phrase in error.text for phrase in _IN_SCRIPT)
     return isinstance(error, TryAgain | NotConnected) or (
         isinstance(error, Unreachable) and error.text.startswith(_NOT_NOW)
     )

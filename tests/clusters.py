@@ -1,17 +1,26 @@
 """A cluster with an executor beside each primary, for tests of clients."""
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+import numpy as np
 import redis as redis_py
 from tests.executors import Executor
-from tests.servers import Cluster, Kind, Server
+from tests.servers import Cluster, Kind, Server, wait_until
 
+import keyside
+from keyside import errors
 from keyside.tensorstore import keys
 
-__all__ = ["Grid", "move", "spread"]
+__all__ = ["Grid", "Load", "move", "slot_of_tag", "spread", "until"]
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+Y = X * 2 + 1
+BIG = np.random.default_rng(1).random((20_000, 4), np.float32)
 
 
 class Grid:
@@ -70,7 +79,7 @@ class Grid:
         found: set[bytes] = set()
         for node in self.cluster.primaries:
             with node.client() as db:
-                found |= {key for kind in ("tmp", "cap", "out", "t", "mb") for key in db.keys("ks:{*}:%s:*" % kind)}
+                found |= {key for kind in ("tmp", "cap", "out", "t", "mb") for key in db.keys(f"ks:{{*}}:{kind}:*")}
         return found
 
 
@@ -107,3 +116,84 @@ def slot_of_tag(cluster: Cluster, node: Server) -> int:
     """The slot of the tag of a node's own keys."""
     reply = cluster.ask(node, "FCALL_RO", "AI_NODE", 0)
     return keys.slot(b"{%b}" % reply[1])
+
+
+class Load:
+    """Callers that go on and on; each result must be right.
+
+    Args:
+        client: whom they call.
+        tag: of the keys that they use.
+        lossy: a primary vanishes, and takes with it what its replica does not have yet.
+    """
+
+    def __init__(self, client: Any, tag: str, *, lossy: bool = False) -> None:
+        self._lossy = lossy
+        self.client = client
+        self.tag = tag
+        self.count = 0
+        self.slowest = 0.0
+        self._over = False
+
+    async def __aenter__(self) -> "Load":
+        await self.client.set(f"{{{self.tag}}}x", X)
+        await self.client.set(f"{{{self.tag}}}big", BIG)
+        steps = [self.values, self.values, self.large, self.key, self.handle]
+        if not self._lossy:
+            steps += [self.in_place, self.tensors]
+        self._tasks = [asyncio.ensure_future(self._go(step)) for step in steps]
+        await self.more(20)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+
+    async def _go(self, step: Any) -> None:
+        number = 0
+        while not self._over:
+            began = time.monotonic()
+            try:
+                await step(number)
+            except errors.InputLost:
+                assert self._lossy
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            self.count += 1
+            number += 1
+
+    async def more(self, count: int) -> None:
+        """Wait until so many more calls have ended well."""
+        wanted = self.count + count
+        while self.count < wanted:
+            failed = [task for task in self._tasks if task.done()]
+            for task in failed:
+                task.result()
+            await asyncio.sleep(0.005)
+
+    async def values(self, number: int) -> None:
+        np.testing.assert_array_equal(await self.client.predict("m", X + number), (X + number) * 2 + 1)
+
+    async def large(self, number: int) -> None:
+        np.testing.assert_array_equal(await self.client.predict("m", BIG + number), (BIG + number) * 2 + 1)
+
+    async def in_place(self, number: int) -> None:
+        source = ("x", X) if number % 2 else ("big", BIG)
+        await self.client.execute("m", f"{{{self.tag}}}{source[0]}", f"{{{self.tag}}}y")
+        np.testing.assert_array_equal(await self.client.get(f"{{{self.tag}}}y"), source[1] * 2 + 1)
+
+    async def key(self, number: int) -> None:
+        np.testing.assert_array_equal(await self.client.predict("m", keyside.Key(f"{{{self.tag}}}x")), Y)
+
+    async def tensors(self, number: int) -> None:
+        await self.client.set(f"{{{self.tag}}}z", X + number)
+        np.testing.assert_array_equal(await self.client.get(f"{{{self.tag}}}z"), X + number)
+        assert (await self.client.meta(f"{{{self.tag}}}z")).shape == (2, 4)
+
+    async def handle(self, number: int) -> None:
+        job = await self.client.submit("m", X + number)
+        np.testing.assert_array_equal(await job.result(), (X + number) * 2 + 1)
+
+
+async def until(condition: Any) -> None:
+    """`wait_until` for asyncio."""
+    await asyncio.to_thread(wait_until, condition, "it is so")

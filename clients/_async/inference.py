@@ -19,7 +19,7 @@ from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
 from keyside.clients.transport_async import AsyncTransport
 from keyside.tensorstore import plain
-from keyside.tensorstore.command import Command, Name, text
+from keyside.tensorstore.command import Name, text
 from keyside.tensorstore.commands import INLINE, read_reply
 from keyside.tensorstore.errors import BadArg, NoModel, NoTensor
 from keyside.tensorstore.records import Signature
@@ -276,9 +276,7 @@ class AsyncInference(AsyncBase):
         staged = [value for value in found.outputs.values() if isinstance(value, str)]
         fetched: dict[str, NDArray[Any]] = {}
         if staged:
-            batch: list[Command[Any]] = [*map(plain.get_output, staged), plain.unlink(staged)]
-            arrays = await self._transport.call_many(batch)
-            fetched = dict(zip(staged, arrays, strict=False))
+            fetched = dict(zip(staged, await self._transport.collect(staged), strict=True))
         return {
             name: fetched[value] if isinstance(value, str) else plain.array(value)
             for name, value in found.outputs.items()

@@ -17,7 +17,7 @@ from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
 from keyside.clients.transport_sync import SyncTransport
 from keyside.tensorstore import plain
-from keyside.tensorstore.command import Command, Name, text
+from keyside.tensorstore.command import Name, text
 from keyside.tensorstore.commands import INLINE, read_reply
 from keyside.tensorstore.errors import BadArg, NoModel, NoTensor
 from keyside.tensorstore.records import Signature
@@ -274,9 +274,7 @@ class Inference(Base):
         staged = [value for value in found.outputs.values() if isinstance(value, str)]
         fetched: dict[str, NDArray[Any]] = {}
         if staged:
-            batch: list[Command[Any]] = [*map(plain.get_output, staged), plain.unlink(staged)]
-            arrays = self._transport.call_many(batch)
-            fetched = dict(zip(staged, arrays, strict=False))
+            fetched = dict(zip(staged, self._transport.collect(staged), strict=True))
         return {
             name: fetched[value] if isinstance(value, str) else plain.array(value)
             for name, value in found.outputs.items()

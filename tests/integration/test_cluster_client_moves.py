@@ -1,7 +1,6 @@
 """Client and AsyncClient while the cluster changes under them: slots move, primaries give way, vanish or hang."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, get_args
 
@@ -9,17 +8,14 @@ import numpy as np
 import pytest
 from tests import models
 from tests.clients import Connect, connector
-from tests.clusters import Grid, move, slot_of_tag, spread
-from tests.executors import Executor
-from tests.servers import Kind, wait_until
+from tests.clusters import Grid, Load, move, slot_of_tag, spread, until
+from tests.servers import Kind
 
 import keyside
-from keyside import errors
 from keyside.tensorstore import keys
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 Y = X * 2 + 1
-BIG = np.random.default_rng(1).random((20_000, 4), np.float32)
 
 
 @pytest.fixture(scope="module", params=get_args(Kind))
@@ -39,70 +35,6 @@ async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
 @pytest.fixture
 def client(connect: Connect, grid: Grid) -> Any:
     return connect(grid.url, timeout=15)
-
-
-class Load:
-    """Callers that go on and on; each result must be right."""
-
-    def __init__(self, client: Any, tag: str) -> None:
-        self.client = client
-        self.tag = tag
-        self.count = 0
-        self.slowest = 0.0
-        self._over = False
-
-    async def __aenter__(self) -> "Load":
-        await self.client.set(f"{{{self.tag}}}x", X)
-        await self.client.set(f"{{{self.tag}}}big", BIG)
-        steps = (self.values, self.values, self.large, self.in_place, self.key, self.tensors, self.handle)
-        self._tasks = [asyncio.ensure_future(self._go(step)) for step in steps]
-        await self.more(20)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._over = True
-        await asyncio.gather(*self._tasks)
-
-    async def _go(self, step: Any) -> None:
-        number = 0
-        while not self._over:
-            began = time.monotonic()
-            await step(number)
-            self.slowest = max(self.slowest, time.monotonic() - began)
-            self.count += 1
-            number += 1
-
-    async def more(self, count: int) -> None:
-        """Wait until so many more calls have ended well."""
-        wanted = self.count + count
-        while self.count < wanted:
-            failed = [task for task in self._tasks if task.done()]
-            for task in failed:
-                task.result()
-            await asyncio.sleep(0.005)
-
-    async def values(self, number: int) -> None:
-        np.testing.assert_array_equal(await self.client.predict("m", X + number), (X + number) * 2 + 1)
-
-    async def large(self, number: int) -> None:
-        np.testing.assert_array_equal(await self.client.predict("m", BIG + number), (BIG + number) * 2 + 1)
-
-    async def in_place(self, number: int) -> None:
-        source = ("x", X) if number % 2 else ("big", BIG)
-        await self.client.execute("m", f"{{{self.tag}}}{source[0]}", f"{{{self.tag}}}y")
-        np.testing.assert_array_equal(await self.client.get(f"{{{self.tag}}}y"), source[1] * 2 + 1)
-
-    async def key(self, number: int) -> None:
-        np.testing.assert_array_equal(await self.client.predict("m", keyside.Key(f"{{{self.tag}}}x")), Y)
-
-    async def tensors(self, number: int) -> None:
-        await self.client.set(f"{{{self.tag}}}z", X + number)
-        np.testing.assert_array_equal(await self.client.get(f"{{{self.tag}}}z"), X + number)
-        assert (await self.client.meta(f"{{{self.tag}}}z")).shape == (2, 4)
-
-    async def handle(self, number: int) -> None:
-        job = await self.client.submit("m", X + number)
-        np.testing.assert_array_equal(await job.result(), (X + number) * 2 + 1)
 
 
 async def test_a_slot_moves_under_load(client: Any, grid: Grid) -> None:
@@ -148,8 +80,3 @@ async def test_what_waits_for_a_result_goes_on_where_its_slot_is_now(client: Any
     finally:
         for _ in move(grid.cluster, keys.slot(tag), other, one):
             pass
-
-
-async def until(condition: Any) -> None:
-    """`wait_until` for asyncio."""
-    await asyncio.to_thread(wait_until, condition, "it is so")
