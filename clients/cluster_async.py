@@ -47,10 +47,10 @@ class AsyncCluster(ManyNodes, AsyncTransport):
         self._mailboxes: dict[bytes, NodeMailbox] = {}
         self._packers: dict[bytes, Packer] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._renewing: asyncio.Task[Any] | None = None
         self._spread = SpreadPacker(self.plan, self._packers, self._packer_of, self._look)
         super().__init__(endpoint, idle)
         self.node = self.plan.node
-        self._lock = asyncio.Lock()
 
     def _packer_of(self, tag: bytes) -> Packer:
         return Packer(self.identity, tag, keys.mailbox(tag, self.identity.id))
@@ -71,7 +71,7 @@ class AsyncCluster(ManyNodes, AsyncTransport):
             self._mailboxes.clear()
             self._packers.clear()
             self._tasks = set()
-            self._lock = asyncio.Lock()
+            self._renewing = None
 
     # --- nodes
 
@@ -139,35 +139,45 @@ class AsyncCluster(ManyNodes, AsyncTransport):
                 await link.close()
         raise failed
 
-    async def refresh(self) -> None:
-        """Ask anew if what is known is stale; several that want to know it ask once."""
-        topology = self.plan.topology
-        if not topology.stale or self.closed:
+    async def refresh(self, ends: float) -> None:
+        """Ask anew if what is known is stale; several that want to know it ask once, and none waits past its time."""
+        if not self.plan.topology.stale or self.closed:
             return
-        async with self._lock:
-            if not topology.stale or not self.plan.may_renew():
+        if self._renewing is None or self._renewing.done():
+            if not self.plan.may_renew():
                 return
-            with contextlib.suppress(KeysideError):
-                await self._renew()
-            await self._look_now()
-            await self._tidy()
+            self._renewing = self.spawn(self._renew_now())
+        await asyncio.wait((self._renewing,), timeout=max(min(ends - time.monotonic(), _LOOK_S), 0.0))
 
-    async def _tidy(self) -> None:
+    async def _renew_now(self) -> None:
+        with contextlib.suppress(KeysideError):
+            await self._renew()
+        await self._look_now()
+        self._tidy()
+
+    def _tidy(self) -> None:
         """Leave nodes that are no primaries any more: what waits for an answer from there looks elsewhere."""
+        loop = asyncio.get_running_loop()
         for address in [address for address in self._links if address not in self.plan.topology.nodes]:
-            await self._links.pop(address).close()
+            # What it has answered already may still be on its way.
+            loop.call_later(_LAST_S, self.spawn_close, self._links.pop(address))
         for mailbox in list(self._mailboxes.values()):
-            mailbox.follow()
+            loop.call_later(_LAST_S, mailbox.follow, mailbox.channel)
+
+    def spawn_close(self, link: AsyncTransport) -> None:
+        """Close the connections to a node in the background."""
+        self.spawn(link.close())
 
     def _look(self) -> None:
         """See in the background what the nodes have to do."""
         self.spawn(self._look_now())
 
-    def spawn(self, coroutine: Any) -> None:
+    def spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
         """Let something run on its own, until the client is closed."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _look_now(self) -> None:
         async def look(node: Node) -> None:
@@ -194,7 +204,7 @@ class AsyncCluster(ManyNodes, AsyncTransport):
                 wait = way.failed(error)
             if wait:
                 await asyncio.sleep(wait)
-            await self.refresh()
+            await self.refresh(way.ends)
 
     async def _trade(
         self, node: Node, batch: Sequence[Command[Any]], ends: float, *, asking: bool = False
@@ -380,7 +390,7 @@ class AsyncCluster(ManyNodes, AsyncTransport):
                 return
             if wait:
                 await asyncio.sleep(wait)
-            await self.refresh()
+            await self.refresh(flight.ends)
             if flight.future.done():
                 return
             try:

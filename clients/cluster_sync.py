@@ -17,7 +17,7 @@ from keyside.clients.request import MARGIN_S, Request, accepted, pauses, who_ser
 from keyside.clients.spread_sync import Spread
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncPending, SyncTransport, refused
-from keyside.clients.way import ASK_S, LATE_S, SLICE_S, Way, asked, bare_device, passing, slot_of
+from keyside.clients.way import ASK_S, LATE_S, SLICE_S, Way, asked, bare_device, passing, redirected, slot_of
 from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Command, Name
@@ -30,6 +30,8 @@ T = TypeVar("T")
 _LOOK_S = 1.0
 _CONNECT_S = 2.0
 _LAST_S = 0.5
+_PAUSE_S = 0.1
+_REFUSED = (b"TRYAGAIN ", b"NOMODEL ")
 
 
 class SyncCluster(ManyNodes, SyncTransport):
@@ -52,6 +54,7 @@ class SyncCluster(ManyNodes, SyncTransport):
         """Begin without connections, and as somebody else."""
         super().begin_anew()
         self._pools = {}
+        self._renewing: threading.Thread | None = None
         self._lock = threading.Lock()
         self._flying = threading.Lock()
         self._packers: dict[bytes, Packer] = {}
@@ -108,17 +111,24 @@ class SyncCluster(ManyNodes, SyncTransport):
                 pool.close()
         raise failed
 
-    def _refresh(self) -> None:
-        """Ask anew if what is known is stale; several that want to know it ask once."""
-        topology = self.plan.topology
-        if not topology.stale:
+    def _refresh(self, ends: float) -> None:
+        """Ask anew if what is known is stale; several that want to know it ask once, and none waits past its time."""
+        if not self.plan.topology.stale or self.closed:
             return
         with self._lock:
-            if not topology.stale or not self.plan.may_renew():
-                return
-            with contextlib.suppress(KeysideError):
-                self._renew()
-            self._look_now()
+            thread = self._renewing
+            if thread is None or not thread.is_alive():
+                if not self.plan.may_renew():
+                    return
+                thread = threading.Thread(target=self._renew_now, name="keyside-renew", daemon=True)
+                self._renewing = thread
+                thread.start()
+        thread.join(max(min(ends - time.monotonic(), _LOOK_S), 0.0))
+
+    def _renew_now(self) -> None:
+        with contextlib.suppress(KeysideError):
+            self._renew()
+        self._look_now()
 
     def _look(self) -> None:
         """See in the background what the nodes have to do."""
@@ -155,7 +165,7 @@ class SyncCluster(ManyNodes, SyncTransport):
                 wait = way.failed(error)
             if wait:
                 time.sleep(wait)
-            self._refresh()
+            self._refresh(way.ends)
 
     def _trade(self, node: Node, batch: Sequence[Command[Any]], ends: float, *, asking: bool = False) -> list[Any]:
         """Send commands to a node in one write and return their replies."""
@@ -367,16 +377,19 @@ class SyncCluster(ManyNodes, SyncTransport):
         ticket = request.ticket(request.tag)
         if job:
             self.plan.learn(request, job)
-        if isinstance(reply, KeysideError):
-            if not passing(reply) or isinstance(reply, Unreachable):
+        try:
+            if isinstance(reply, KeysideError) and not redirected(reply):
                 raise reply
-            reply = self._collect(ticket, way.ends + MARGIN_S)  # its slot moved while we waited
-        if reply is None:
-            reply = self._collect(ticket, way.ends + MARGIN_S)
-        if reply is None:
-            return self.give_up(request, ticket, job)
-        if reply.startswith(b"TRYAGAIN ") and way.tries > 1:  # said by an earlier attempt
-            return self._answer(way, job, TryAgain("the reply to an attempt that was refused"))
+            while isinstance(reply, KeysideError) or reply is None or (reply.startswith(_REFUSED) and way.tries > 1):
+                # Its slot moved while we waited, or it takes long, or that was said to an attempt before.
+                if time.monotonic() >= way.ends + MARGIN_S:
+                    return self.give_up(request, ticket, job or way.job)
+                reply = self._collect(ticket, way.ends + MARGIN_S)
+        except KeysideError as error:
+            if passing(error):
+                # Whoever has its slot now may never have heard of it: sent again under its number it runs once.
+                way.doubt = True
+            raise
         found: bytes = reply
         return found
 
@@ -425,7 +438,7 @@ class SyncCluster(ManyNodes, SyncTransport):
         """Wait for a reply wherever the ticket is now; None: none has come in time.
 
         Raises:
-            KeysideError: nobody could be asked for it at the end.
+            KeysideError: a node that was waited on is gone, or is no primary any more.
         """
         way = Way(self.plan.topology, until, slot=keys.slot(ticket))
         pause = pauses()
@@ -445,11 +458,12 @@ class SyncCluster(ManyNodes, SyncTransport):
                 pool.give(wire)
                 found = waiting.result(reply)
             except KeysideError as error:
-                if not passing(error):
+                if not redirected(error):
+                    self.plan.topology.stale = True
                     raise
                 wait = way.failed(error)
                 time.sleep(wait and max(wait, pause()))
-                self._refresh()
+                self._refresh(until)
                 continue
             if found is not None:
                 return found
@@ -516,20 +530,8 @@ class SyncCluster(ManyNodes, SyncTransport):
             KeysideError: it was refused, or the nodes are gone.
         """
         way = self.way(request)
-        refusals = 0
-
-        def submit(node: Node, asking: bool) -> bytes:
-            nonlocal refusals
-            ticket = request.ticket(request.tag)
-            batch: list[Command[Any]] = [*request.before, request.submit(way.ends - time.monotonic(), ticket)]
-            try:
-                return accepted(self._trade(node, batch, way.ends, asking=asking))
-            except TryAgain:
-                refusals += 1
-                raise
-
         try:
-            job = self._pursue(way, submit)
+            job = self._submit(way)
         except KeysideError:
             self.drop([*request.temporaries, request.ticket(request.tag)])
             raise
@@ -537,7 +539,37 @@ class SyncCluster(ManyNodes, SyncTransport):
             self.drop(request.temporaries)
         else:
             self.plan.learn(request, job)
-        return SyncPending(request, request.ticket(request.tag), job, way.ends, refusals)
+        return SyncPending(request, request.ticket(request.tag), job, way.ends, way.refusals)
+
+    def _submit(self, way: Way) -> bytes:
+        request = way.submitted
+
+        def submit(node: Node, asking: bool) -> bytes:
+            ticket = request.ticket(request.tag)
+            batch: list[Command[Any]] = [*request.before, request.submit(way.ends - time.monotonic(), ticket)]
+            try:
+                return accepted(self._trade(node, batch, way.ends, asking=asking))
+            except TryAgain:
+                way.refusals += 1
+                raise
+
+        return self._pursue(way, submit)
+
+    def _submit_again(self, pending: SyncPending) -> None:
+        """Send a request once more: whoever has its slot now may never have heard of it."""
+        request = pending.request
+        if request.temporaries:
+            time.sleep(_PAUSE_S)  # they were taken over
+            self._refresh(pending.ends)
+            return
+        way = Way(self.plan.topology, pending.ends, request=request)
+        way.doubt, way.slot = True, keys.slot(pending.ticket)
+        try:
+            pending.job = self._submit(way) or pending.job
+        except KeysideError:
+            if time.monotonic() < pending.ends:
+                time.sleep(_PAUSE_S)
+        pending.refusals += way.refusals
 
     def wait(self, pending: SyncPending, timeout: float | None) -> bytes:
         """Wait for the reply, at most some seconds and at most until its deadline.
@@ -550,7 +582,13 @@ class SyncCluster(ManyNodes, SyncTransport):
         with pending.lock:
             last = pending.ends + MARGIN_S
             while pending.reply is None:
-                found = self._collect(pending.ticket, min(last, until))
+                try:
+                    found = self._collect(pending.ticket, min(last, until))
+                except KeysideError as error:
+                    if self.closed or not passing(error) or time.monotonic() >= min(last, until):
+                        raise
+                    self._submit_again(pending)
+                    continue
                 if found is not None and found.startswith(b"TRYAGAIN ") and pending.refusals:
                     pending.refusals -= 1  # that was said to an attempt before the one that was accepted
                     continue

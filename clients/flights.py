@@ -10,7 +10,7 @@ from keyside.clients.mailbox import BLOCK_S, REPLIES, Mailbox
 from keyside.clients.pending import AsyncPending
 from keyside.clients.request import pauses
 from keyside.clients.topology import Node
-from keyside.clients.way import ASK_S, Way, passing
+from keyside.clients.way import ASK_S, Way, passing, redirected
 from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import KeysideError, NoModel, TryAgain, Unreachable
@@ -43,6 +43,7 @@ class Flight(AsyncPending):
 
     def _landed(self, _: Any) -> None:
         self._counted(None)
+        self.request.before = ()
 
     def _counted(self, node: Node | None) -> None:
         if self._node is not None:
@@ -63,6 +64,12 @@ class Flight(AsyncPending):
         self.mailbox = mailbox
         if before is not mailbox:
             mailbox.enlist(self)
+
+    def accept(self, job: bytes) -> None:
+        """Take note that the server has accepted it; what it took along is kept, in case that node vanishes."""
+        before = self.request.before
+        super().accept(job)
+        self.request.before = before
 
     def give_up(self, error: KeysideError) -> None:
         """End it without a reply."""
@@ -172,6 +179,9 @@ class NodeMailbox(Mailbox):
     def submitted(self, pending: AsyncPending, reply: Any) -> None:
         """Take the reply to a submit: the job id, or why there is none."""
         if not isinstance(reply, KeysideError) or not isinstance(pending, Flight):
+            if isinstance(pending, Flight) and pending.job and not reply:
+                self._drop(pending)  # it was accepted before, and is known by its first name
+                return
             if reply:
                 self._cluster.plan.learn(pending.request, reply)
             super().submitted(pending, reply)
@@ -187,11 +197,15 @@ class NodeMailbox(Mailbox):
 
     # --- replies
 
-    def follow(self) -> None:
-        """See that the list is read where its slot is now."""
+    @property
+    def channel(self) -> Channel | None:
+        """The connection on which it is read."""
+        return self._channel
+
+    def follow(self, channel: Channel | None) -> None:
+        """Give a connection up that waits on a node which the list has left: that one hangs, or it would say so."""
         owner = self._cluster.plan.topology.owner(keys.slot(self._key))
-        if self._channel is not None and owner is not None and owner is not self._at:
-            channel, self._channel = self._channel, None
+        if channel is not None and channel is self._channel and owner is not None and owner is not self._at:
             channel.close()
 
     async def _read(self) -> None:
@@ -215,11 +229,24 @@ class NodeMailbox(Mailbox):
                     for pending in list(self._waiting.values()):
                         self._finish(pending, error)
                     continue
+                if not redirected(error):
+                    topology.stale = True
+                    self._launch_again(error)
                 wait = way.failed(error)
                 if wait:
                     await asyncio.sleep(max(wait, pause()))
-                await self._cluster.refresh()
+                await self._cluster.refresh(float("inf"))
         self._reader = None
+
+    def _launch_again(self, error: KeysideError) -> None:
+        """Send once more what is in flight: whoever has its slot now may never have heard of it.
+
+        Under its number it runs once.
+        """
+        for flight in list(self._waiting.values()):
+            if isinstance(flight, Flight) and flight.sent and not flight.expired and flight.mailbox is self:
+                flight.way.doubt = True
+                self.retry(flight, error)
 
     async def _read_at(self, node: Node) -> None:
         self._turns = 0

@@ -19,7 +19,7 @@ from keyside.tensorstore.errors import (
     Unreachable,
 )
 
-__all__ = ["ASK_S", "LATE_S", "SLICE_S", "Way", "asked", "bare_device", "passing", "refusal", "slot_of"]
+__all__ = ["ASK_S", "LATE_S", "SLICE_S", "Way", "asked", "bare_device", "passing", "redirected", "refusal", "slot_of"]
 
 ASK_S = 0.5
 """How long to wait at the node to which a slot is moving, before looking again where it is."""
@@ -88,6 +88,11 @@ def refusal(error: KeysideError) -> bool:
     )
 
 
+def redirected(error: KeysideError) -> bool:
+    """Whether the server has said where to go instead, or that this is about to change."""
+    return isinstance(error, TryAgain)
+
+
 def passing(error: object) -> bool:
     """Whether a call that got this may succeed if it is sent again."""
     return isinstance(error, KeysideError) and (isinstance(error, Unreachable) or refusal(error))
@@ -106,12 +111,14 @@ class Way:
     Attributes:
         doubt: it may have been accepted.
         tries: how often it was sent.
+        refusals: how often TRYAGAIN was said of it.
         node: where it was sent last.
         job: the id of the job, once it has been accepted.
     """
 
     __slots__ = (
-        "_ask", "_avoid", "_hops", "_pause", "_placed", "doubt", "ends", "job", "node", "repeatable", "request", "slot",
+        "_ask", "_avoid", "_hops", "_pause", "_placed", "doubt", "ends", "job", "node", "refusals", "repeatable",
+        "request", "slot",
         "topology", "tries",
     )  # fmt: skip
 
@@ -131,6 +138,7 @@ class Way:
         self.repeatable = repeatable
         self.doubt = False
         self.tries = 0
+        self.refusals = 0
         self.job = b""
         self.node: Node | None = None
         self._placed = False
