@@ -384,7 +384,8 @@ class SyncCluster(ManyNodes, SyncTransport):
                 # Its slot moved while we waited, or it takes long, or that was said to an attempt before.
                 if time.monotonic() >= way.ends + MARGIN_S:
                     return self.give_up(request, ticket, job or way.job)
-                reply = self._collect(ticket, way.ends + MARGIN_S)
+                moved = isinstance(reply, KeysideError)
+                reply = self._collect(ticket, way.ends + MARGIN_S, job or way.job, moved=moved)
         except KeysideError as error:
             if passing(error):
                 # Whoever has its slot now may never have heard of it: sent again under its number it runs once.
@@ -434,18 +435,29 @@ class SyncCluster(ManyNodes, SyncTransport):
             self.drop(request.temporaries)
         return self._answer(way, job, reply if isinstance(reply, KeysideError) else waiting.result(reply))
 
-    def _collect(self, ticket: bytes, until: float) -> bytes | None:
-        """Wait for a reply wherever the ticket is now; None: none has come in time.
+    def _collect(self, ticket: bytes, until: float, job: bytes, *, moved: bool = False) -> bytes | None:
+        """Wait for a reply wherever the ticket is now.
+
+        Args:
+            ticket: where the reply comes.
+            until: when to give up, by `time.monotonic`.
+            job: the id of the job, if that is known.
+            moved: the ticket was found to be elsewhere already.
+
+        Returns:
+            The reply; None: it has not come in time.
 
         Raises:
-            KeysideError: a node that was waited on is gone, or is no primary any more.
+            KeysideError: a node that was waited on is gone, or is no primary any more; or the slot is now where
+                nobody knows of the job, as after a failover that has lost it.
         """
         way = Way(self.plan.topology, until, slot=keys.slot(ticket))
         pause = pauses()
         while (left := until - time.monotonic()) > 0:
             try:
                 node, asking = way.next()
-                seconds = min(left, ASK_S if asking else SLICE_S)
+                gone = moved and bool(job) and not self._is_queued(job)
+                seconds = min(left, _PAUSE_S if gone else ASK_S if asking else SLICE_S)
                 waiting = plain.blpop(ticket, seconds)
                 pool = self._pool(node)
                 wire = pool.take(min(left + LATE_S, _CONNECT_S))
@@ -458,6 +470,7 @@ class SyncCluster(ManyNodes, SyncTransport):
                 pool.give(wire)
                 found = waiting.result(reply)
             except KeysideError as error:
+                moved = True
                 if not redirected(error):
                     self.plan.topology.stale = True
                     raise
@@ -467,7 +480,16 @@ class SyncCluster(ManyNodes, SyncTransport):
                 continue
             if found is not None:
                 return found
+            if gone:
+                raise Unreachable(f"node {node.address} has neither the job {job.decode()} nor its reply")
+            moved = True  # it takes long: is it still there?
         return None
+
+    def _is_queued(self, job: bytes) -> bool:
+        try:
+            return bool(self.last_words((plain.is_queued(job),))[0])
+        except KeysideError:
+            return False
 
     def who_serves(self, device: str) -> str:
         """Say which executors could answer on a queue."""
@@ -539,7 +561,9 @@ class SyncCluster(ManyNodes, SyncTransport):
             self.drop(request.temporaries)
         else:
             self.plan.learn(request, job)
-        return SyncPending(request, request.ticket(request.tag), job, way.ends, way.refusals)
+        pending = SyncPending(request, request.ticket(request.tag), job, way.ends, way.refusals)
+        pending.where = "" if way.node is None else way.node.address
+        return pending
 
     def _submit(self, way: Way) -> bytes:
         request = way.submitted
@@ -566,6 +590,7 @@ class SyncCluster(ManyNodes, SyncTransport):
         way.doubt, way.slot = True, keys.slot(pending.ticket)
         try:
             pending.job = self._submit(way) or pending.job
+            pending.where = pending.where if way.node is None else way.node.address
         except KeysideError:
             if time.monotonic() < pending.ends:
                 time.sleep(_PAUSE_S)
@@ -583,7 +608,9 @@ class SyncCluster(ManyNodes, SyncTransport):
             last = pending.ends + MARGIN_S
             while pending.reply is None:
                 try:
-                    found = self._collect(pending.ticket, min(last, until))
+                    owner = self.plan.topology.owner(keys.slot(pending.ticket))
+                    moved = owner is not None and owner.address != pending.where
+                    found = self._collect(pending.ticket, min(last, until), pending.job, moved=moved)
                 except KeysideError as error:
                     if self.closed or not passing(error) or time.monotonic() >= min(last, until):
                         raise

@@ -22,6 +22,7 @@ __all__ = ["Flight", "NodeMailbox"]
 
 T = TypeVar("T")
 _ASKING = plain.asking()
+_GRACE_S = 0.1
 
 
 class Flight(AsyncPending):
@@ -229,24 +230,33 @@ class NodeMailbox(Mailbox):
                     for pending in list(self._waiting.values()):
                         self._finish(pending, error)
                     continue
-                if not redirected(error):
-                    topology.stale = True
-                    self._launch_again(error)
+                topology.stale = topology.stale or not redirected(error)
                 wait = way.failed(error)
                 if wait:
                     await asyncio.sleep(max(wait, pause()))
                 await self._cluster.refresh(float("inf"))
+                self._cluster.spawn(self._launch_again(error))
         self._reader = None
 
-    def _launch_again(self, error: KeysideError) -> None:
-        """Send once more what is in flight: whoever has its slot now may never have heard of it.
+    async def _launch_again(self, error: KeysideError) -> None:
+        """Send once more what is in flight and not queued any more: its job, or its reply, may have been lost.
 
-        Under its number it runs once.
+        Under its number it runs once if it is known after all.
         """
-        for flight in list(self._waiting.values()):
-            if isinstance(flight, Flight) and flight.sent and not flight.expired and flight.mailbox is self:
+        flights = [
+            one for one in self._waiting.values() if isinstance(one, Flight) and one.sent and one.mailbox is self
+        ]
+        try:
+            queued = await self._cluster.last_words([plain.is_queued(flight.job) for flight in flights if flight.job])
+        except KeysideError:
+            queued = []
+        await asyncio.sleep(_GRACE_S)  # what has ended just now is answered
+        still = {flight.job for flight, there in zip([f for f in flights if f.job], queued, strict=False) if there}
+        lost = Unreachable(f"a node that had accepted the call is gone, or has lost it: {error}")
+        for flight in flights:
+            if flight.job not in still and not flight.expired and not flight.future.done():
                 flight.way.doubt = True
-                self.retry(flight, error)
+                self.retry(flight, lost)
 
     async def _read_at(self, node: Node) -> None:
         self._turns = 0

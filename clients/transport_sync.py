@@ -46,9 +46,10 @@ class SyncPending:
         reply: what has come, once it has; an error is raised where the reply is asked for.
         found: what was read from the reply, once it has been.
         refusals: how often TRYAGAIN was said before, which may be on the ticket too.
+        where: on a cluster, the node that has accepted it.
     """
 
-    __slots__ = ("_lock", "ends", "found", "job", "refusals", "reply", "request", "ticket")
+    __slots__ = ("_lock", "ends", "found", "job", "refusals", "reply", "request", "ticket", "where")
 
     def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float, refusals: int = 0) -> None:
         self.request = request
@@ -57,6 +58,7 @@ class SyncPending:
         self.job = job
         self.ends = ends
         self.refusals = refusals
+        self.where = ""
         self.reply: bytes | KeysideError | None = None
         self.found: list[Any] = []
         self._lock = threading.Lock()

@@ -285,6 +285,14 @@ def counters(node: bytes, model_id: str) -> Command[list[int]]:
     )
 
 
+def is_queued(job: bytes) -> Command[bool]:
+    """Ask whether a job still waits or runs: `DEVICE/id`, or `DEVICE@tag/id` on a cluster."""
+    queue, _, entry = job.partition(b"/")
+    device, at, tag = queue.partition(b"@")
+    stream = keys.NodeKeys(tag if at else keys.STANDALONE_TAG).jobs(device)
+    return Command((b"XRANGE", stream, entry, entry), bool, repeatable=True)
+
+
 def executor_names(node: bytes) -> Command[list[str]]:
     """List the executors that have registered with a node, dead ones too."""
     return Command(
