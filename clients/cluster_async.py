@@ -17,7 +17,7 @@ from keyside.clients.plan import Plan, SpreadPacker
 from keyside.clients.request import Request, who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_async import AsyncPending, AsyncTransport
-from keyside.clients.way import LATE_S, Way, asked, bare_device, passing, slot_of
+from keyside.clients.way import LATE_S, Way, asked, bare_device, passing
 from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import KeysideError, NoModel, TryAgain, Unreachable
@@ -229,7 +229,7 @@ class AsyncCluster(ManyNodes, AsyncTransport):
         Raises:
             KeysideError: a node refuses or is gone.
         """
-        return await self._one(command, command.result, time.monotonic() + self._timeout, slot_of(command))
+        return await self._one(command, command.result, time.monotonic() + self._timeout, self.plan.slot_of(command))
 
     async def call_at(self, tag: bytes, command: Command[T]) -> T:
         """Send a command that has no keys to the node of a tag."""
@@ -281,7 +281,7 @@ class AsyncCluster(ManyNodes, AsyncTransport):
             return reply
 
         try:
-            return await self._one(command, same, ends, slot_of(command))
+            return await self._one(command, same, ends, self.plan.slot_of(command))
         except Unreachable:
             raise
         except KeysideError as error:
@@ -347,7 +347,7 @@ class AsyncCluster(ManyNodes, AsyncTransport):
 
     async def _record(self, target: Name, ends: float) -> CatalogRecord:
         asks = plain.catalog_record(self.plan.home_tag(target), target)
-        return await self._one(asks, asks.result, ends, slot_of(asks))
+        return await self._one(asks, asks.result, ends, self.plan.slot_of(asks))
 
     # --- requests
 

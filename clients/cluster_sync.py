@@ -17,7 +17,7 @@ from keyside.clients.request import MARGIN_S, Request, accepted, pauses, who_ser
 from keyside.clients.spread_sync import Spread
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncPending, SyncTransport, refused
-from keyside.clients.way import ASK_S, LATE_S, SLICE_S, Way, asked, bare_device, passing, redirected, slot_of
+from keyside.clients.way import ASK_S, LATE_S, SLICE_S, Way, asked, bare_device, passing, redirected
 from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Command, Name
@@ -199,7 +199,7 @@ class SyncCluster(ManyNodes, SyncTransport):
         Raises:
             KeysideError: a node refuses or is gone.
         """
-        return self._one(command, command.result, time.monotonic() + self._timeout, slot_of(command))
+        return self._one(command, command.result, time.monotonic() + self._timeout, self.plan.slot_of(command))
 
     def _one(self, command: Command[Any], result: Callable[[Any], T], ends: float, slot: int | None) -> T:
         way = Way(self.plan.topology, ends, slot=slot, repeatable=command.repeatable)
@@ -242,7 +242,7 @@ class SyncCluster(ManyNodes, SyncTransport):
             return reply
 
         try:
-            return self._one(command, same, ends, slot_of(command))
+            return self._one(command, same, ends, self.plan.slot_of(command))
         except Unreachable:
             raise
         except KeysideError as error:
@@ -285,7 +285,7 @@ class SyncCluster(ManyNodes, SyncTransport):
         """Read a tensor; like `call`."""
         ends = time.monotonic() + self._timeout
         command = plain.get_value(key)
-        way = Way(self.plan.topology, ends, slot=slot_of(command))
+        way = Way(self.plan.topology, ends, slot=self.plan.slot_of(command))
 
         def attempt(node: Node, asking: bool) -> NDArray[Any]:
             if asking:
@@ -541,7 +541,7 @@ class SyncCluster(ManyNodes, SyncTransport):
 
     def _record(self, target: Name, ends: float) -> CatalogRecord:
         asks = plain.catalog_record(self.plan.home_tag(target), target)
-        return self._one(asks, asks.result, ends, slot_of(asks))
+        return self._one(asks, asks.result, ends, self.plan.slot_of(asks))
 
     # --- requests whose reply is asked for later
 

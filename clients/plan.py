@@ -42,6 +42,14 @@ class Plan:
         """Tag of the one node; empty where there are several."""
         return keys.STANDALONE_TAG if self.topology.single else b""
 
+    def slot_of(self, command: Command[Any]) -> int | None:
+        """Return the slot of the keys of a command; None if it has none, and any node may take it.
+
+        Raises:
+            CrossSlot: they are in different slots.
+        """
+        return 0 if self.topology.single else slot_of(command)
+
     # --- where the nodes are
 
     def tellers(self) -> Iterator[Endpoint]:
@@ -132,7 +140,7 @@ class Plan:
         found: dict[Node | None, list[int]] = {}
         anywhere: Node | None = None
         for place, command in enumerate(batch):
-            slot = slot_of(command)
+            slot = self.slot_of(command)
             if slot is None:
                 anywhere = anywhere or self.topology.pick(None)
             node = anywhere if slot is None else self.topology.owner(slot)
