@@ -14,9 +14,9 @@ __all__ = ["check", "of_reply", "predict"]
 Answers = list[tuple[int, Any]]
 
 
-def predict(value: bytes, key: str = "", target: str = "fraud") -> list[list[Any]]:
+def predict(value: bytes, key: str = "", target: str = "fraud", tag: str = "0") -> list[list[Any]]:
     """Return the commands of one request: with a value in hand, and with a key if there is one."""
-    ticket = b"ks:{0}:t:bench:" + NUMBER
+    ticket = b"ks:{%b}:t:bench:" % tag.encode() + NUMBER
     keys, more = ([key], ["KEY", key]) if key else ([], [])
     return [
         ["FCALL", "AI_PREDICT", len(keys), *keys, target, "INPUTS", 1 + len(keys), "VALUE", value, *more,

@@ -73,4 +73,5 @@ TARGETS = {
     "flat.100_models": Target("cost per request with 100 models stored over that with 1", 1.10),
     "flat.10000_models": Target("cost per request with 10,000 models stored over that with 1", 1.10),
     "flat.1M_keys": Target("cost per request with 1M keys stored over that with few", 1.10),
+    "scaling.cpu": Target("server + executor CPU per request on 3 shards over that on 1, each at the same load", 1.10),
 }

@@ -12,6 +12,7 @@ from redis.retry import Retry
 
 from keyside.clients.address import parse_address
 from keyside.tensorstore.errors import BadArg, KeysideError, NoPerm, Unreachable, from_reply
+from keyside.tensorstore.sockets import tls_problem
 
 __all__ = ["Endpoint", "NotConnected"]
 
@@ -76,6 +77,7 @@ class Endpoint:
         except (ValueError, TypeError, redis.RedisError) as error:
             raise BadArg(f"not the address of a server: {error}") from error
         self._pools = (pool, twin)
+        self._tls = issubclass(pool.connection_class, redis.SSLConnection)
         self._named = {*options, *parse_qs(urlsplit(url).query)}
         self.seeds: tuple[tuple[str, int], ...] = () if self.service else hosts[1:]
         self.sentinels: tuple[Endpoint, ...] = ()
@@ -154,12 +156,7 @@ class Endpoint:
         for name in ("path", "socket_type", "socket_timeout"):
             carried.pop(name, None)
         carried.update(host=host, port=port)
-        return Endpoint("rediss://" if self.tls else "redis://", carried)
-
-    @property
-    def tls(self) -> bool:
-        """Whether connections are encrypted."""
-        return "SSL" in self._pools[0].connection_class.__name__
+        return Endpoint("rediss://" if self._tls else "redis://", carried)
 
     @property
     def host(self) -> str:
@@ -185,10 +182,12 @@ class Endpoint:
         Raises:
             Unreachable: the server cannot be reached.
             NoPerm: it refuses this user.
+            BadArg: a setting is unknown.
         """
         pool = self._prepared(0, name, patience)
         try:
-            connection = pool.make_connection()
+            # Not the pool's make_connection: it counts all that it ever made, and stops at 100.
+            connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
@@ -198,7 +197,7 @@ class Endpoint:
         """Make an asyncio connection, logged in; like `connect`."""
         pool = self._prepared(1, name, patience)
         try:
-            connection = pool.make_connection()
+            connection = pool.connection_class(**pool.connection_kwargs)
             await connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
@@ -219,4 +218,6 @@ class Endpoint:
             return NoPerm(f"{self}: {error}")
         if isinstance(error, redis.ResponseError):
             return from_reply(str(error))
-        return NotConnected(f"cannot connect to {self}: {error}")
+        settings = self._pools[0].connection_kwargs
+        problem, _ = tls_problem(error, tls=self._tls, certificate=bool(settings.get("ssl_certfile")))
+        return NotConnected(f"cannot connect to {self}: {f'{problem} ({error})' if problem else error}")

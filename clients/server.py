@@ -53,6 +53,7 @@ class EmbeddedServer:
         appendonly: Whether every write is kept on disk (within a second); otherwise nothing is.
         maxmemory: Memory limit such as ``2gb``; None: no limit. At the limit writes are refused, nothing is evicted.
         config: Further settings of the server.
+        library: Whether the function library is loaded as soon as it answers. A replica takes it from its primary.
         start_timeout: Seconds that it may take to answer, loading its data not counted.
 
     Attributes:
@@ -71,6 +72,7 @@ class EmbeddedServer:
         appendonly: bool = True,
         maxmemory: str | None = None,
         config: Mapping[str, str | int] | None = None,
+        library: bool = True,
         start_timeout: float = 30.0,
     ) -> None:
         self.data_dir = Path(data_dir).expanduser().absolute()
@@ -87,6 +89,7 @@ class EmbeddedServer:
             "maxmemory-policy": "noeviction",
             **(config or {}),
         }
+        self._library = library
         self._start_timeout = start_timeout
         self._lock: int | None = None
         self._scratch: Path | None = None
@@ -99,6 +102,10 @@ class EmbeddedServer:
         self.stop()
 
     @property
+    def _clustered(self) -> bool:
+        return self._config.get("cluster-enabled") == "yes"
+
+    @property
     def url(self) -> str:
         """Its address over the unix socket."""
         return f"unix://{self.socket_path}"
@@ -107,6 +114,11 @@ class EmbeddedServer:
     def url_tcp(self) -> str:
         """Its address over TCP; empty if it has no port."""
         return f"redis://127.0.0.1:{self.port}" if self.port else ""
+
+    @property
+    def name(self) -> str:
+        """How it is called: host and port, or without a port its socket."""
+        return f"127.0.0.1:{self.port}" if self.port else str(self.socket_path)
 
     @property
     def log_path(self) -> Path:
@@ -169,7 +181,9 @@ class EmbeddedServer:
             else:
                 self._note({"pid": os.getpid(), "url": self.url, "url_tcp": self.url_tcp})
                 return
-        raise NoServer(f"port {self.port} of 127.0.0.1 is in use: choose another with --port, or 0 for none") from last
+        taken = (last.port if last else 0) or self.port
+        fix = "choose others with --port-base" if self._clustered else "choose another with --port, or 0 for none"
+        raise NoServer(f"port {taken} of 127.0.0.1 is in use: {fix}") from last
 
     def stop(self, timeout: float = 60.0) -> bool:
         """End it in good order: what it has accepted is on disk afterwards.
@@ -215,7 +229,7 @@ class EmbeddedServer:
             self._child.kill()
             said = self._complaint(before)
             if "Address already in use" in said:
-                raise _PortInUse from error
+                raise _PortInUse(said) from error
             raise NoServer(f"{self.binary} ({self.binary.path}) does not start: {said or error}") from error
 
     def _await(self) -> None:
@@ -236,7 +250,8 @@ class EmbeddedServer:
                     if time.monotonic() > end:
                         raise Unreachable(f"no answer within {self._start_timeout:g} s ({error})") from error
                 time.sleep(0.01)
-            ensure_library(client)
+            if self._library:
+                ensure_library(client)
 
     def _complaint(self, offset: int) -> str:
         """What it said last in its log, on one line."""
@@ -315,7 +330,11 @@ class EmbeddedServer:
 
 
 class _PortInUse(Exception):  # never leaves this module
-    pass
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        found = re.search(r"127\.0\.0\.1:(\d+): bind", said)
+        # The port of a cluster's bus may be the one that is taken.
+        self.port = int(found[1]) if found else 0
 
 
 def running(data_dir: str | Path) -> str:

@@ -4,7 +4,7 @@ import signal
 import sys
 import types
 
-from keyside.executor import logs
+from keyside.executor import logs, recycle
 from keyside.executor.health import HealthServer
 from keyside.executor.settings import Settings, SettingsError
 from keyside.executor.worker import Worker
@@ -45,13 +45,16 @@ def serve(settings: Settings) -> int:
                 live=worker.why_dead,
                 ready=worker.why_unready,
             ).start()
-        worker.run()
+        with recycle.listening() as worker.requests:
+            worker.run()
     except KeysideError as error:
         worker.log.error("executor cannot start", error=str(error))
         return 1
     finally:
         if health:
             health.close()
+    if worker.stuck:
+        recycle.end(0)
     return 0
 
 

@@ -9,6 +9,7 @@ from keyside.executor.lane import Lane
 from keyside.executor.model import Model
 from keyside.executor.protocol import Job, Ref, parse_entry
 from keyside.executor.runner import Ran, Runner
+from keyside.executor.seals import Seals
 
 __all__ = ["Express"]
 
@@ -21,16 +22,24 @@ class Express:
     Args:
         held: the jobs of this executor.
         quick_s: models whose runs take less than this are quick.
+        seals: knows what entries are signed with.
     """
 
     def __init__(
-        self, held: dict[Ref, Job], cache: ModelCache[Model], runner: Runner, delivery: Delivery, quick_s: float
+        self,
+        held: dict[Ref, Job],
+        cache: ModelCache[Model],
+        runner: Runner,
+        delivery: Delivery,
+        quick_s: float,
+        seals: Seals,
     ) -> None:
         self._held = held
         self._cache = cache
         self._runner = runner
         self._delivery = delivery
         self._quick_s = quick_s
+        self._seals = seals
 
     def take(
         self, lane: Lane, queue: str, entry_id: bytes, fields: Sequence[bytes], now: float, server_ms: float
@@ -45,7 +54,7 @@ class Express:
             now: monotonic seconds.
             server_ms: the server's time.
         """
-        if lane.busy:
+        if lane.busy or (self._seals.current is not None and not self._seals.genuine(entry_id, fields)):
             return None
         try:
             job = parse_entry(queue, entry_id, fields)
@@ -60,11 +69,14 @@ class Express:
             if not job.rows:
                 return None
             self._held[job.ref] = job  # from here on the watchdog answers it at its deadline
+            self._runner.running = (model, (job,))
             started = time.perf_counter()
             results = model.run(job.arrays)
             seconds = time.perf_counter() - started
         except Exception:  # noqa: BLE001  # the general way does it once more, and says what is wrong
+            self._runner.running = None
             return None
+        self._runner.running = None
         model.timed(seconds)
         lane.note_cost(seconds, 1)
         ended = self._runner.finish(model, (job,), results)

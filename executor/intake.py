@@ -12,6 +12,7 @@ from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.model import Model
 from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, Ref, parse_entry
+from keyside.executor.seals import Seals
 from keyside.executor.wire import Wire
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import BadModel, KeysideError, ModelFailed, TryAgain, Unreachable
@@ -26,6 +27,8 @@ class Intake:
         held: the jobs of this executor.
         lanes: by device queue; they take what has waited for its model.
         end: ends a job that does not run.
+        seals: knows what entries are signed with.
+        refused: counts an entry that was dropped.
     """
 
     def __init__(
@@ -35,12 +38,16 @@ class Intake:
         loader: Loader,
         lanes: Mapping[str, Lane],
         end: Callable[[Finished], None],
+        seals: Seals,
+        refused: Callable[[], None],
     ) -> None:
         self._held = held
         self._cache = cache
         self._loader = loader
         self._lanes = lanes
         self._end = end
+        self._seals = seals
+        self._refused = refused
         self._node = keys.NodeKeys()
         self._parked = Counter[str]()
         self._log = structlog.get_logger()
@@ -58,8 +65,12 @@ class Intake:
         try:
             if fields is None:
                 raise BadEntry("it was deleted")
+            if self._seals.current is not None and (why := self._seals.why_not(wire, entry_id, fields)):
+                raise BadEntry(why)
             return parse_entry(queue, bytes(entry_id), fields)
         except BadEntry as error:
+            if fields is not None:
+                self._refused()
             self._log.warning(
                 "entry dropped: not made by the function library", queue=queue, id=entry_id, why=str(error)
             )

@@ -13,6 +13,7 @@ from keyside.executor import blobs
 from keyside.executor.backends import base
 from keyside.executor.backends.base import LoadedModel
 from keyside.executor.cache import ModelRef
+from keyside.executor.limits import own_run_limit
 from keyside.executor.model import Model
 from keyside.executor.protocol import Job
 from keyside.executor.settings import Settings
@@ -38,7 +39,7 @@ class Loader:
         self._new_wire = new_wire
         self._consumer = consumer
         self._local = threading.local()
-        self._loading: set[int] = set()  # threads
+        self._loading: dict[int, tuple[ModelRef]] = {}  # by thread; a new object for each load
         self._sharing = Sharing()
         self._log = structlog.get_logger()
 
@@ -47,6 +48,11 @@ class Loader:
         """Whether a model is being loaded."""
         return bool(self._loading)
 
+    @property
+    def under_way(self) -> list[tuple[ModelRef]]:
+        """What is being loaded, each in a tuple of its own, for whoever looks how long that takes."""
+        return list(self._loading.values())
+
     def load(self, ref: ModelRef) -> Model:
         """Load a version.
 
@@ -54,11 +60,11 @@ class Loader:
             KeysideError: it cannot be had or cannot be loaded; the text is for callers.
         """
         me = threading.get_ident()
-        self._loading.add(me)
+        self._loading[me] = (ref,)
         try:
             return self._load(ref)
         finally:
-            self._loading.discard(me)
+            self._loading.pop(me, None)
 
     def _load(self, ref: ModelRef) -> Model:
         key = str(ref.context)
@@ -70,6 +76,7 @@ class Loader:
             info, uid, (blob, digest) = self._read(ref, key)
         backend = base.find(info.backend)
         settings = self._settings
+        run_limit_s, info = own_run_limit(info)
 
         def make() -> LoadedModel:
             return backend.load(
@@ -92,6 +99,7 @@ class Loader:
             min_wait_ms=settings.min_batch_timeout_ms,
         )
         model.digest = digest
+        model.run_limit_s = settings.run_limit_s if run_limit_s is None else run_limit_s
         return model
 
     def publish(self, job: Job, model: Model | None, error: KeysideError | None) -> None:

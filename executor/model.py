@@ -7,7 +7,7 @@ from keyside.executor.backends.base import Array, LoadedModel
 from keyside.executor.protocol import INLINE_OUTPUT, Job
 from keyside.executor.replies import Replies
 from keyside.tensorstore import dtypes
-from keyside.tensorstore.errors import BadDtype, BadInput, BadShape
+from keyside.tensorstore.errors import BadDtype, BadInput, BadShape, NoModel
 from keyside.tensorstore.npy import Header
 from keyside.tensorstore.records import Signature, TensorSpec, VersionInfo
 
@@ -40,6 +40,7 @@ class Model:
         min_wait: seconds to wait for them at most.
         digest: SHA-256 of its blob, hex.
         run_s: smoothed time of a run, seconds; 0 until it has run.
+        run_limit_s: a run that takes longer is abandoned (executor/limits.py); 0: none is.
     """
 
     def __init__(
@@ -47,7 +48,8 @@ class Model:
     ) -> None:
         self.id = f"{uid}-{info.version}".encode()
         # For people, logs and replies: what is not UTF-8 in a name is replaced.
-        self.key = key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        self._name = key.encode("utf-8", "surrogateescape")
+        self.key = self._name.decode("utf-8", "replace")
         self.version = info.version
         self.title = f"{self.key}@{info.version}"
         self.loaded = loaded
@@ -61,6 +63,7 @@ class Model:
         # RedisAI waits for ever where MINBATCHTIMEOUT is not set; here there is always a bound.
         self.min_wait = (info.minbatchtimeout or min_wait_ms) / 1000
         self.run_s = 0.0
+        self.run_limit_s = 0.0
         self.replies = Replies(self.title, INLINE_OUTPUT)
         self._forms: dict[tuple[int, ...], tuple[int, Stack | None, Sequence[Header]]] = {}
         self._stacks: dict[Any, Stack] = {}
@@ -91,10 +94,14 @@ class Model:
         Sets `job.rows`, and `job.group`: jobs of one group may be stacked; None: it runs alone.
 
         Raises:
+            NoModel: the job is for a model of another name.
             BadInput: number or names of inputs, or number of outputs, do not fit.
             BadDtype: a dtype does not fit.
             BadShape: a shape does not fit.
         """
+        if job.key != self._name:
+            # The right to use a model is checked by its name; who may write catalogs could name one and mean another.
+            raise NoModel(f"the catalog says of model {job.key.decode(errors='replace')!r} what is true of another one")
         if job.names:
             self._bind(job)
         headers = job.headers

@@ -185,6 +185,7 @@ def _read(key: bytes, value: Any) -> npy.Header:
         raise InputLost(f"input key {key.decode(errors='replace')!r} no longer holds a tensor: {error.text}") from None
 
 
+_CAPTURE = re.compile(rb"cks:\{[^}]+\}:cap:")
 _MODEL_ID = re.compile(rb"[A-Za-z0-9]{1,64}-[1-9][0-9]{0,15}")
 _MOST = 2**53 - 1
 _TYPES = (int, bytes, bytes, bytes, int, int, bytes, bytes, list, list, list, int)
@@ -240,8 +241,10 @@ def _sources(modes: Sequence[Any], fields: Sequence[bytes]) -> list[Any]:
         if mode == b"v":
             inputs.append(fields[inline])
             inline += 2
-        elif mode[:1] in (b"c", b"r"):
-            inputs.append((mode[1:], mode[:1] == b"c"))
+        elif mode[:1] == b"r":
+            inputs.append((mode[1:], False))
+        elif _CAPTURE.match(mode):
+            inputs.append((mode[1:], True))  # it is deleted afterwards: nothing else may be called so
         else:
             raise BadEntry("an input has an unknown mode")
     return inputs

@@ -1,5 +1,6 @@
 """Runs a batch: stack, run, split, and say what each caller gets."""
 
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -47,12 +48,15 @@ class Runner:
     Args:
         node: names of the node's own keys: outputs that are not for a key of the caller's lie beside them.
         name: unique to this runner, part of the names of staged outputs.
+
+    Attributes:
+        running: the model that runs now and its jobs, a new object each time, for whoever looks how long that takes.
     """
 
     def __init__(self, node: keys.NodeKeys, name: str) -> None:
         self.node = node
         self._name = name
-        self._staged = 0
+        self.running: tuple[Model, Sequence[Job]] | None = None
 
     def run(self, model: Model, jobs: Sequence[Job]) -> Ran:
         """Run jobs that may be stacked, or one job.
@@ -63,9 +67,11 @@ class Runner:
         begun = time.monotonic()
         queued = sum([begun - job.claimed for job in jobs])
         rows = sum([job.rows for job in jobs])
+        self.running = (model, jobs)
         try:
             results = self._run(model, jobs, rows)
         except Exception as error:  # noqa: BLE001  # memory may be short, too: it fails this job, not the executor
+            self.running = None
             if len(jobs) > 1:
                 return self._one_by_one(model, jobs)
             return Ran(
@@ -75,6 +81,7 @@ class Runner:
                 time.perf_counter() - started,
                 queued,
             )
+        self.running = None
         seconds = time.perf_counter() - started
         model.timed(seconds)
         return Ran(model, self.finish(model, jobs, results), rows, seconds, queued)
@@ -176,8 +183,8 @@ class Runner:
         return Finished(job, encode_reply(model.title, values), outputs, staged)
 
     def _stage_id(self) -> str:
-        self._staged += 1
-        return f"{self._name}-{self._staged:x}"
+        # Not to be guessed: whoever knows the name of an output that its caller is to fetch can fetch it.
+        return f"{self._name}-{secrets.token_hex(12)}"
 
 
 def _output_names(model: Model, results: Sequence[Array]) -> Sequence[str]:

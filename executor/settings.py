@@ -77,7 +77,10 @@ class Settings:
         spin_us: how long the thread that reads jobs looks for the next one before it sleeps, while jobs come that fast;
             0: never, and never where the process may use less than two cores.
         min_batch_timeout_ms: how long MINBATCHSIZE waits where MINBATCHTIMEOUT is not set.
-        drain_s: how long to go on with claimed jobs after the request to stop.
+        drain_s: how long to go on with claimed jobs after the request to stop; then they are left to other executors.
+        run_limit_s: a run of a model that takes longer is abandoned, and the executor begins anew; a version may have
+            its own limit (OPTIONS run_limit_ms). 0: none.
+        load_limit_s: the same for the load of a model. 0: none.
     """
 
     url: str = dataclasses.field(default="", repr=False)  # may hold a password
@@ -101,6 +104,8 @@ class Settings:
     spin_us: int = 200
     min_batch_timeout_ms: int = 100
     drain_s: float = 30.0
+    run_limit_s: float = 60.0
+    load_limit_s: float = 600.0
 
     def __post_init__(self) -> None:
         for field, (low, high) in _RANGES.items():
@@ -226,6 +231,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "spin_us": _integer,
     "min_batch_timeout_ms": _integer,
     "drain_s": _real,
+    "run_limit_s": _real,
+    "load_limit_s": _real,
 }
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -242,4 +249,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "spin_us": (0, 10_000),
     "min_batch_timeout_ms": (0, 3_600_000),
     "drain_s": (0, 86_400),
+    "run_limit_s": (0, 86_400),
+    "load_limit_s": (0, 86_400),
 }

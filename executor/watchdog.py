@@ -13,8 +13,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from keyside import __version__
+from keyside.executor.abandon import Abandoner
 from keyside.executor.backends import base
-from keyside.executor.install import ensure_library
 from keyside.executor.protocol import GROUP, BadEntry, entry_order, parse_entry
 from keyside.executor.wire import Wire, checked
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
@@ -29,14 +29,21 @@ DRIFT_MS = 0.5
 """By how much two clocks may part in a second."""
 PEEK = 100
 PEEKED_MAX = 10_000
+RECOVERED_MOST = 32
 
 
 class Watchdog(threading.Thread):
-    """Looks after one worker until it is stopped."""
+    """Looks after one worker until it is stopped.
 
-    def __init__(self, worker: "Worker") -> None:
+    Args:
+        worker: it looks after.
+        abandoner: ends what takes too long.
+    """
+
+    def __init__(self, worker: "Worker", abandoner: Abandoner) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._worker = worker
+        self._abandoner = abandoner
         self._settings = worker.settings
         self._wire = worker.new_wire("watchdog")
         self._over = threading.Event()
@@ -111,6 +118,7 @@ class Watchdog(threading.Thread):
         after = time.monotonic()
         self._set_clock(int(reply[0]), before, after)
         self.last_beat = after
+        self._worker.seals.told(wire, bytes(reply[2]).decode() if len(reply) > 2 else "")
         return bytes(reply[1])
 
     def _look_for_others(self) -> None:
@@ -150,6 +158,7 @@ class Watchdog(threading.Thread):
 
     def _tick(self, now: float) -> None:
         worker = self._worker
+        self._abandoner.look(self._wire, now)
         if worker.claiming and (worker.stopping.is_set() or worker.moving or worker.has_room()):
             self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_beat:
@@ -163,7 +172,8 @@ class Watchdog(threading.Thread):
             self._next_lease = now + self._settings.lease_ms / 4000
         if now >= self._next_recovery and not worker.stopping.is_set():
             self._recover()
-            self._next_recovery = now + self._settings.lease_ms / 2000
+            # As often as it beats: an executor that leaves gives back what it has not ended, and tells nobody.
+            self._next_recovery = now + min(self._settings.lease_ms / 2000, self._settings.beat_ms / 1000)
         self._expire()
 
     def _extend(self, now: float) -> None:
@@ -233,24 +243,31 @@ class Watchdog(threading.Thread):
     def _recover(self) -> None:
         worker = self._worker
         for queue in worker.queues:
-            if worker.recovering(queue):
-                continue  # one at a time: should it kill us, the others are not counted as delivered once more
-            found = self._wire.call(
-                b"FCALL",
-                b"KS_RECOVER",
-                0,
-                queue,
-                worker.consumer,
-                self._settings.lease_ms,
-                self._settings.max_deliveries,
-            )
-            if found:
-                deliveries, (entry_id, fields) = found
-                worker.adopt(self._wire, queue, entry_id, fields, int(deliveries))
+            for _ in range(RECOVERED_MOST):
+                if not self._recover_one(queue):
+                    break
+
+    def _recover_one(self, queue: str) -> bool:
+        """Take over one job, if there is one; return whether to look for more at once."""
+        worker = self._worker
+        # One at a time: should it kill us, the others are not counted as delivered once more. What was given back has
+        # killed nobody.
+        alone = worker.recovering(queue)
+        if alone and not worker.room_for(queue):
+            return False
+        found = self._wire.call(
+            b"FCALL", b"KS_RECOVER", 0, queue, worker.consumer, self._settings.lease_ms, self._settings.max_deliveries,
+            *((b"BACK",) if alone else ()),
+        )  # fmt: skip
+        if not found:
+            return False
+        deliveries, (entry_id, fields) = found
+        worker.adopt(self._wire, queue, entry_id, fields, int(deliveries))
+        return worker.room_for(queue)
 
     def _restore_library(self) -> None:
         try:
-            ensure_library(self._wire)
+            self._worker.seals.install(self._wire)
             self._worker.log.warning("function library was gone, loaded again")
         except KeysideError as error:
             self._worker.log.error("function library cannot be loaded", error=str(error))

@@ -17,9 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from keyside.tensorstore.errors import KeysideError, Unreachable, from_reply
+from keyside.tensorstore.errors import BadArg, KeysideError, NoPerm, Unreachable, from_reply
 from keyside.tensorstore.resp import BIG_ARGUMENT, NOT_READY, Argument, ReplyReader, encode_many
-from keyside.tensorstore.sockets import limit_receive, limit_send
+from keyside.tensorstore.sockets import limit_receive, limit_send, tls_problem
 
 __all__ = ["Wire"]
 
@@ -68,13 +68,22 @@ class Wire:
 
         Raises:
             Unreachable: the server cannot be reached or refuses.
+            NoPerm: it refuses this user.
+            BadArg: the settings of TLS do not fit.
         """
         self.close()
-        connection: Any = self._pool.make_connection()
+        # Not the pool's make_connection: it counts all that it ever made, and stops at 100.
+        connection: Any = self._pool.connection_class(**self._pool.connection_kwargs)
         try:
             connection.connect()
+        except redis.AuthenticationError as error:
+            raise NoPerm(f"the server refuses this user: {error}") from error
         except (redis.RedisError, OSError) as error:
-            raise Unreachable(f"cannot connect to the server: {error}") from error
+            settings = self._pool.connection_kwargs
+            tls = issubclass(self._pool.connection_class, redis.SSLConnection)
+            problem, sure = tls_problem(error, tls=tls, certificate=bool(settings.get("ssl_certfile")))
+            text = f"{problem} ({error})" if problem else f"{error}"
+            raise (BadArg if sure else Unreachable)(f"cannot connect to the server: {text}") from error
         self._connection = connection
         self._socket = connection._sock  # noqa: SLF001  # redis-py hands out no socket
         self._plain = not isinstance(self._socket, ssl.SSLSocket)

@@ -12,20 +12,23 @@ import structlog
 
 from keyside import __version__
 from keyside.executor import cores
+from keyside.executor.abandon import Abandoner
 from keyside.executor.batching import batches
 from keyside.executor.cache import ModelCache
 from keyside.executor.claims import Claims
 from keyside.executor.delivery import Delivery, Parcel, Post
 from keyside.executor.express import Express
-from keyside.executor.install import ensure_library
 from keyside.executor.intake import Intake
 from keyside.executor.lane import Lane
+from keyside.executor.limits import Limits
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.metrics import Metrics
 from keyside.executor.model import Model
 from keyside.executor.protocol import GROUP, Finished, Job, Ref, device_of
+from keyside.executor.recycle import Requests
 from keyside.executor.runner import Ran, Runner
+from keyside.executor.seals import Seals
 from keyside.executor.settings import Settings
 from keyside.executor.watchdog import Watchdog
 from keyside.executor.wire import Wire, checked
@@ -51,6 +54,9 @@ class Worker:
         held: the jobs that it has claimed and not ended.
         stopping: set to drain and stop.
         claiming: whether it may be blocked in a claim.
+        draining: set once it acts on the request to stop.
+        halted: set when the process is about to begin anew: then it claims nothing more.
+        requests: tells of requests to stop; None where the process is not the executor's own.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,6 +67,9 @@ class Worker:
         self.held: dict[Ref, Job] = {}
         self.stopping = threading.Event()
         self.claiming = False
+        self.halted = False
+        self.draining = False
+        self.requests: Requests | None = None
         self.node = keys.NodeKeys()  # until the server has said which node it is
         self._moved_to = b""
         self.wire = self.new_wire("claim")
@@ -77,15 +86,24 @@ class Worker:
             pending=self._pending,
             info={"name": settings.name, "version": __version__},
         )
+        self.seals = Seals(lambda: self.watchdog.now_ms())  # noqa: PLW0108  # there is none yet
         self._delivery = Delivery(self.consumer, self.held, self.metrics, self._install, self._gave_up)
         self._runner = Runner(self.node, self.consumer.decode())
         runners = {device: Runner(self.node, f"{self.consumer.decode()}-{device}") for device in settings.devices}
         self._runners = [self._runner, *runners.values()]
         self._lanes = {device: Lane(self, device, runner) for device, runner in runners.items()}
-        self._intake = Intake(self.held, self.cache, self._loader, self._lanes, self._end)
+        self._intake = Intake(
+            self.held,
+            self.cache,
+            self._loader,
+            self._lanes,
+            self._end,
+            self.seals,
+            lambda: self.metrics.event("entries_refused"),
+        )
         self._claims = Claims(self.consumer, self._lanes, self._intake, settings.claim, lambda: self.watchdog.shared)
         self._quick_s = settings.inline_ms / 1000
-        self._express = Express(self.held, self.cache, self._runner, self._delivery, self._quick_s)
+        self._express = Express(self.held, self.cache, self._runner, self._delivery, self._quick_s, self.seals)
         self._planned = b""  # the next claim, if it has been worked out already
         self._belong_to(self.node.tag)
         self._line = Line(self.wire, self._delivery)
@@ -94,7 +112,8 @@ class Worker:
         self._spin_s = settings.spin_us / 1e6 if cores.allowed() >= SPIN_CORES else 0.0
         self._claim_thread = 0
         self._adopted: dict[str, Ref] = {}
-        self.watchdog = Watchdog(self)
+        limits = Limits(self._runners, lambda: self._loader.under_way, settings.load_limit_s)
+        self.watchdog = Watchdog(self, Abandoner(self, limits, self._delivery))
 
     def new_wire(self, role: str) -> Wire:
         """Return a connection, not yet connected."""
@@ -117,7 +136,8 @@ class Worker:
                 self._restore()
             except KeysideError as error:
                 # The server has gone, or will not have us for now, as when a slot is on the move.
-                self.log.warning("server unreachable", error=str(error))
+                if not self.halted:
+                    self.log.warning("server unreachable", error=str(error))
                 self._reconnect()
         self._drain()
 
@@ -127,6 +147,7 @@ class Worker:
             return
         if self._moved_to:
             self._belong_to(self._moved_to)
+        self._park()
         plan = self._planned or self._plan()
         self._planned = b""
         self.claiming = bool(plan)
@@ -258,6 +279,11 @@ class Worker:
         else:
             self._lanes[finished.job.device].end(finished)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether threads are still in the code of models."""
+        return self._loader.busy or any(lane.is_alive() for lane in self._lanes.values())
+
     def why_dead(self) -> str:
         """Return why the process should be restarted, or an empty text."""
         for thread in (self.watchdog, *self._lanes.values()):
@@ -305,6 +331,10 @@ class Worker:
             counts[job.device] += 1
         return counts
 
+    def room_for(self, queue: str) -> bool:
+        """Whether more jobs of a queue could be run soon."""
+        return self._lanes[device_of(queue)].room(self.settings.claim) > 0
+
     def has_room(self) -> bool:
         """Whether a queue that the claim under way leaves out could be claimed from now."""
         return self._claims.has_room()
@@ -332,15 +362,16 @@ class Worker:
         self.ended()
 
     def adopt(self, wire: Wire, queue: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
-        """Run a job that another executor has left behind, alone."""
+        """Run a job that another executor has left behind; alone, unless that one gave it back."""
         job = self._intake.parse(wire, queue, entry_id, fields)
         if job is None:
             return
         self.log.warning("job taken over", queue=queue, id=entry_id.decode(), delivery=deliveries)
-        job.alone = True
+        job.alone = deliveries > 1
         job.claimed = time.monotonic()
         self.held[job.ref] = job
-        self._adopted[queue] = job.ref
+        if job.alone:
+            self._adopted[queue] = job.ref
         if job.op == b"load":
             self._intake.load(job)
             return
@@ -377,7 +408,7 @@ class Worker:
         self._register()
 
     def _install(self, wire: Wire) -> None:
-        done = ensure_library(wire)
+        done = self.seals.install(wire)
         if done != "present":
             self.log.info("function library", state=done)
 
@@ -414,9 +445,14 @@ class Worker:
             self.log.warning("function library cannot be loaded", error=str(error))
             self._reconnect()
 
+    def _park(self) -> None:
+        if self.halted:
+            threading.Event().wait()  # the process is replaced under this thread
+
     def _reconnect(self) -> None:
         self.claiming = False
         self._line.lost()
+        self._park()
         pause = 0.05
         while not self.stopping.wait(pause):
             try:
@@ -442,6 +478,7 @@ class Worker:
 
     def _drain(self) -> None:
         """End what was claimed, as far as the time for it goes, and leave."""
+        self.draining = True
         self.log.info("stopping", held=len(self.held))
         deadline = time.monotonic() + self.settings.drain_s
         patience = threading.Timer(self.settings.drain_s, self._gave_up.set)
@@ -459,16 +496,21 @@ class Worker:
             self.log.warning("not everything was delivered", error=str(error))
         patience.cancel()
         self._gave_up.set()
-        for lane in self._lanes.values():
-            lane.stop()
-        self.watchdog.stop()
+        left = len(self.held)
+        self.watchdog.stop()  # or it would go on extending leases
         self.watchdog.join(5.0)
+        # What has not begun never will; runs under way may still end, if nobody else has taken their jobs by then.
         for lane in self._lanes.values():
-            lane.join(5.0)
+            lane.drop(set(self.held))
+            lane.stop()
         try:
+            if not self.wire.connected:
+                self.wire.connect()
             self.wire.call(b"FCALL", b"KS_LEAVE", 0, self.consumer, *self.queues)
         except KeysideError as error:
             self.log.warning("could not sign off", error=str(error))
+        for lane in self._lanes.values():
+            lane.join(1.0)
         self.cache.close()
         self.wire.close()
-        self.log.info("stopped", left=len(self.held))
+        self.log.info("stopped", left=left)

@@ -5,6 +5,23 @@
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
 
+-- For callers who may not read entries. That they may not take away those of others is not to be seen to: they can anyway.
+local function cancel_unseen(own, stream, device, id, ticket)
+  local held = own.held .. device .. '/' .. id
+  if jobs.remove(stream, id) == 0 then
+    if ticket == own.ticket .. device .. '/' .. id then
+      redis.pcall('UNLINK', ticket)
+    end
+    return 0
+  end
+  local bytes = redis.call('GET', held)
+  if bytes then
+    redis.pcall('DECRBY', own.bytes .. device, bytes)
+    redis.call('UNLINK', held)
+  end
+  return 1 -- a capture goes by its TTL
+end
+
 local function AI_CANCEL(_, ARGV)
   local ticket, job = ARGV[1], ARGV[2]
   if not ticket or ARGV[3] or string.sub(ticket, 1, 4) ~= 'ks:{' then
@@ -23,8 +40,11 @@ local function AI_CANCEL(_, ARGV)
     end
   end
   local own, stream, device = node.queue(word)
+  if not jobs.may_read(stream) then
+    return cancel_unseen(own, stream, device, id, ticket)
+  end
   local fields = jobs.entry(stream, id)
-  local header = fields and jobs.header(fields)
+  local header = fields and jobs.header(fields, id)
   local mine = header and header[jobs.OP] == 'run' and (header[jobs.TICKET] == ticket or (header[jobs.TICKET] == '' and own.ticket .. device .. '/' .. id == ticket))
   if not mine then
     -- Only a list that belongs to this one job: one that the caller chose may hold replies to others.

@@ -30,10 +30,14 @@ local function AI_INFO(KEYS, ARGV)
     redis.call('UNLINK', stats)
     return redis.status_reply('OK')
   end
+  -- Counters that somebody spoilt are none: a nil would cut the reply short.
+  local function counter(text)
+    return args.int(text or '') or 0
+  end
   local about = models.get(key, version, 'backend', 'device', 'tag')
   local got = redis.call('HMGET', stats, 'duration', 'samples', 'calls', 'errors')
   return {
-    'key', key, 'type', 'MODEL', 'backend', about[1], 'device', about[2], 'tag', about[3], 'duration', tonumber(got[1] or 0),
-    'samples', tonumber(got[2] or 0), 'calls', tonumber(got[3] or 0), 'errors', tonumber(got[4] or 0),
+    'key', key, 'type', 'MODEL', 'backend', about[1] or '', 'device', about[2] or '', 'tag', about[3] or '', 'duration', counter(got[1]),
+    'samples', counter(got[2]), 'calls', counter(got[3]), 'errors', counter(got[4]),
   }
 end

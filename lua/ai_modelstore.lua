@@ -75,7 +75,7 @@ local function modelstore_parse(argv)
       break
     elseif word == 'UPLOAD' then
       spec.upload = argv[i + 1] or ''
-      spec.chunks = args.int(argv[i + 2] or '', 1, 1000000)
+      spec.chunks = args.int(argv[i + 2] or '', 1, models.MAX_CHUNKS)
       spec.size = args.int(argv[i + 3] or '', 1, 4398046511104)
       spec.digest = string.lower(argv[i + 5] or '')
       if not string.find(spec.upload, '^[%w_-]+$') or #spec.upload > 64 or not spec.chunks or not spec.size
@@ -176,6 +176,9 @@ local function AI_MODELSTORE(KEYS, ARGV)
   if version and spec.upload then
     modelstore_drop(key, version, spec)
   elseif not version then
+    if last >= catalog.MAX_VERSIONS then
+      raise('TOOBIG', "model '" .. args.printable(key) .. "' has " .. last .. ' versions, the most there can be: store it under another name')
+    end
     local own = node.keys()
     local upload = spec.upload or node.unique()
     local chunks, size = modelstore_keep(key, spec, upload)

@@ -1,7 +1,7 @@
 --- AI_NODE: what this node is, and how busy: for clients that choose one, and to see whether its Lua works.
 -- Returns: a flat list: tag, of its own keys; cluster, 1 if it belongs to one; now, its time in ms; library, version;
 --   complete, 1 if its catalog has all models of the cluster; devices, [[name, live executors, jobs queued, age of the oldest
---   in ms or -1]...]
+--   in ms or -1 (also for callers who may not read the queue)]...]
 -- Errors: BADARG TRYAGAIN
 -- Flags: no-writes allow-cross-slot-keys
 
@@ -31,7 +31,7 @@ local function node_queue(own, device, now)
     local length = redis.pcall('XLEN', stream)
     if type(length) == 'number' and length > 0 then
       queued = queued + length
-      local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', '1')[1]
+      local first = jobs.may_read(stream) and redis.call('XRANGE', stream, '-', '+', 'COUNT', '1')[1]
       local ms = first and tonumber(string.match(first[1], '^%d+'))
       oldest = ms and math.max(oldest, now - ms) or oldest
     end

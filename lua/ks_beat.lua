@@ -3,7 +3,7 @@
 -- ARGV[2] info           JSON that describes it
 -- ARGV[3] ttl            milliseconds until it counts as gone
 -- ARGV[4..] device       its queues
--- Returns: [server time in ms, node tag]
+-- Returns: [server time in ms, node tag, what tells the secret of signatures from others; empty: entries are not signed]
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
 
@@ -51,5 +51,5 @@ local function KS_BEAT(_, ARGV)
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', own.executors, '-inf', now - 5 * ttl, 'LIMIT', 0, 8)) do
     beat_forget(own, devices, name)
   end
-  return { now, own.tag }
+  return { now, own.tag, seal.id() }
 end

@@ -97,7 +97,7 @@ end
 -- Counters of a version that has been deleted meanwhile go some time after it.
 local function complete_keeps(own, stream, id, model)
   local fields = jobs.entry(stream, id)
-  local header = fields and jobs.header(fields)
+  local header = fields and jobs.header(fields, id)
   return header and catalog.has(own, header[jobs.KEY], header[jobs.VERSION], model)
 end
 

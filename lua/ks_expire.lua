@@ -15,7 +15,7 @@ local function KS_EXPIRE(_, ARGV)
   for i = 2, #ARGV do
     local id = ARGV[i]
     local fields = jobs.is_id(id) and jobs.entry(stream, id)
-    local header = fields and jobs.header(fields)
+    local header = fields and jobs.header(fields, id)
     local deadline = header and header[jobs.DEADLINE] or 0
     if deadline > 0 and now >= deadline then
       jobs.abandon(own, device, id, header, "TIMEDOUT model '" .. tostring(header[jobs.KEY]) .. '@' .. tostring(header[jobs.VERSION])

@@ -15,7 +15,7 @@
 
 local function publish_blob(key, uid, version, digest)
   local got = models.get(key, version, 'chunks', 'upload')
-  for i = 0, tonumber(got[1]) - 1 do
+  for i = 0, models.count(got[1]) - 1 do
     local from, to = keys.upload(key, got[2], i), keys.blob(key, uid, digest, i)
     if redis.call('EXISTS', to) == 1 then
       redis.call('PERSIST', to)

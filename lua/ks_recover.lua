@@ -1,11 +1,22 @@
---- KS_RECOVER: take over one job of an executor that stopped extending its lease.
+--- KS_RECOVER: take over one job of an executor that stopped extending its lease, or gave it back.
 -- ARGV[1] queue          the word for it (node.queue)
 -- ARGV[2] consumer       who takes it over
 -- ARGV[3] lease          milliseconds without a sign of life after which a job is free
 -- ARGV[4] deliveries     a job delivered that often is given up instead
+-- ARGV[5] back           BACK: only one that was given back and is not known to have harmed anybody; those go first anyway
 -- Returns: [deliveries, [id, [field, value...]]], an empty list if there is none
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
+
+-- The executors that died or stalled with this job, for its dead letter; with `consumer`, one more of them.
+local function recover_died(own, device, id, consumer)
+  local name = own.died .. device .. '/' .. id
+  if consumer then
+    redis.pcall('RPUSH', name, consumer)
+    redis.pcall('PEXPIRE', name, jobs.GIVEN_BACK_MS)
+  end
+  return name
+end
 
 local function recover_give_up(own, device, id, fields, header, delivered)
   local text = 'DEADLETTER the job was given up: ' .. delivered .. ' executors in turn died or stalled while they ran it'
@@ -16,21 +27,21 @@ local function recover_give_up(own, device, id, fields, header, delivered)
       models.failed(node.keys(), key, version, delivered .. ' executors in turn died or stalled while they loaded it')
     end
   end
-  local entry = { 'id', device .. '/' .. id, 'reason', text }
-  for field, value in pairs(fields) do
-    -- Somebody may have written an entry with more fields than unpack() takes.
-    if #entry < 4096 then
-      entry[#entry + 1] = field
-      entry[#entry + 1] = value
-    end
-  end
-  redis.call('XADD', own.dead, 'MAXLEN', 1000, '*', unpack(entry))
-  jobs.abandon(own, device, id, header, text)
+  local name = recover_died(own, device, id)
+  local died = redis.pcall('LRANGE', name, '0', '-1')
+  dead.add(own, device, id, fields, header, text, delivered, died.err and {} or died)
+  redis.pcall('UNLINK', name)
+  jobs.abandon(own, device, id, header, text, true)
+end
+
+local function recover_claim(stream, consumer, id, delivered)
+  local claimed = redis.call('XCLAIM', stream, jobs.GROUP, consumer, 0, id)
+  return { delivered + 1, claimed[1] }
 end
 
 local function KS_RECOVER(_, ARGV)
-  local consumer, lease, limit = ARGV[2], args.int(ARGV[3] or ''), args.int(ARGV[4] or '', 1)
-  if not jobs.is_queue(ARGV[1] or '') or not lease or not limit then
+  local consumer, lease, limit, back = ARGV[2], args.int(ARGV[3] or ''), args.int(ARGV[4] or '', 1), ARGV[5]
+  if not jobs.is_queue(ARGV[1] or '') or not lease or not limit or (back and back ~= 'BACK') then
     raise('BADARG', 'KS_RECOVER is called by executors only')
   end
   local own, stream, device = node.queue(ARGV[1])
@@ -40,16 +51,25 @@ local function KS_RECOVER(_, ARGV)
     return string.find(idle.err, 'NOGROUP', 1, true) and {} or error(idle, 0)
   end
   for _, pending in ipairs(idle) do
-    local id, delivered = pending[1], pending[4]
+    local fields = pending[4] == 0 and jobs.entry(stream, pending[1])
+    if fields and jobs.header(fields, pending[1]) then
+      return recover_claim(stream, consumer, pending[1], 0)
+    end
+  end
+  for _, pending in ipairs(back and {} or idle) do
+    local id, before, unseen, delivered = pending[1], pending[2], pending[3], pending[4]
     local fields = jobs.entry(stream, id)
-    local header = fields and jobs.header(fields)
+    local header = fields and jobs.header(fields, id)
     if not header then
       jobs.remove(stream, id)
-    elseif delivered >= limit then
-      recover_give_up(own, device, id, fields, header, delivered)
     else
-      local claimed = redis.call('XCLAIM', stream, jobs.GROUP, consumer, 0, id)
-      return { delivered + 1, claimed[1] }
+      if unseen < jobs.GIVEN_BACK_MS then
+        recover_died(own, device, id, before)
+      end
+      if delivered < limit then
+        return recover_claim(stream, consumer, id, delivered)
+      end
+      recover_give_up(own, device, id, fields, header, delivered)
     end
   end
   return {}

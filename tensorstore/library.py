@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
+from keyside.tensorstore.seals import Seal
+
 __all__ = [
     "LIBRARY_NAME",
     "LIBRARY_VERSION",
@@ -25,6 +27,7 @@ __all__ = [
     "load_order",
     "parse_header",
     "read_sources",
+    "seal_of",
     "source",
 ]
 
@@ -70,7 +73,8 @@ class FunctionSpec:
         returns: What it replies.
         errors: Codes of the error replies that are its own.
         flags: As in ``FUNCTION LIST``.
-        calls: Commands in it and in the helpers that it names: what an ACL must allow, at most.
+        calls: Commands in it and in the helpers that it names, and those of which it asks whether its caller may: what
+            an ACL must allow, at most.
     """
 
     name: str
@@ -191,13 +195,35 @@ def _assembled() -> tuple[str, str]:
     return assemble(read_sources())
 
 
-def source() -> str:
+_SEAL = "local seal = { secret = '', since = 0 } -- @seal@"
+_FOUND_SEAL = re.compile(r"^local seal = \{ secret = '([0-9a-f]+)', since = (\d+) \} -- @seal@$", re.MULTILINE)
+
+
+def source(seal: Seal | None = None) -> str:
     """The library of this package, as ``FUNCTION LOAD`` takes it.
+
+    Args:
+        seal: What it is to sign entries with; None: it does not.
 
     Returns:
         Lua, with the shebang line.
     """
-    return _assembled()[0]
+    text = _assembled()[0]
+    if seal is None:
+        return text
+    if _SEAL not in text:
+        raise LibraryError("lua/lib/seal.lua has no place for the secret")
+    return text.replace(_SEAL, f"local seal = {{ secret = '{seal.secret}', since = {seal.since_ms} }} -- @seal@")
+
+
+def seal_of(text: str) -> Seal | None:
+    """Find what a library signs entries with.
+
+    Args:
+        text: Of it, as ``FUNCTION LIST WITHCODE`` gives it.
+    """
+    found = _FOUND_SEAL.search(text)
+    return Seal(found[1], int(found[2])) if found else None
 
 
 def digest() -> str:
@@ -281,7 +307,7 @@ def parse_header(stem: str, text: str) -> FunctionSpec:
 _BODY = re.compile(r"^(?:local )?function (?P<name>[\w.]+)\(.*?^end$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"--.*$", re.MULTILINE)
 _NAME = re.compile(r"(?<![\w.:])[A-Za-z_]\w*(?:\.\w+)?")
-_CALL = re.compile(r"redis\.p?call\(\s*'(?P<command>[A-Z]+)'(?:,\s*'(?P<sub>[A-Z]+)')?")
+_CALL = re.compile(r"redis\.(?:p?call|acl_check_cmd)\(\s*'(?P<command>[A-Z]+)'(?:,\s*'(?P<sub>[A-Z]+)')?")
 _CONTAINERS = frozenset({"ACL", "CLUSTER", "FUNCTION", "MEMORY", "OBJECT", "XGROUP", "XINFO"})
 
 

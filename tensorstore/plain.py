@@ -214,7 +214,7 @@ def catalog_record(node: bytes, target: Name) -> Command[CatalogRecord]:
             raise NoModel(f"no model {text(target)!r}")
         try:
             return _CATALOG.decode(reply)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadArg(f"the catalog has an unreadable record of {text(target)!r}: {error}") from None
 
     return Command((b"HGET", keys.NodeKeys(node).catalog, to_bytes(target)), parse, repeatable=True)
@@ -303,7 +303,7 @@ def executor_names(node: bytes) -> Command[list[str]]:
 def executor_infos(node: bytes, names: Sequence[str]) -> Command[list[dict[str, Any]]]:
     """Read what the executors of these names tell about themselves; dead ones tell nothing."""
     of = keys.NodeKeys(node)
-    return Command((b"MGET", *(of.executor(name) for name in names)), _parse_infos, repeatable=True)
+    return Command((b"MGET", *(of.executor(to_bytes(name)) for name in names)), _parse_infos, repeatable=True)
 
 
 def _parse_infos(reply: Any) -> list[dict[str, Any]]:
@@ -312,8 +312,12 @@ def _parse_infos(reply: Any) -> list[dict[str, Any]]:
         if raw is not None:
             try:
                 info = msgspec.json.decode(raw)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             if isinstance(info, Mapping):
+                # Whoever may write there may have written anything: what everybody looks at is a list of words.
+                devices = info.get("devices", [])
+                if not isinstance(devices, list) or not all(isinstance(word, str) for word in devices):
+                    info = {**info, "devices": []}
                 found.append(dict(info))
     return found

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 STATES = ("loading", "ready", "failed")
+_DIGITS = 16
 _NUMBERS = ("batchsize", "minbatchsize", "minbatchtimeout", "size", "chunks", "created", "ready")
 _TEXTS = ("backend", "device", "reason", "tag", "upload", "expected", "digest", "sha1")
 
@@ -66,7 +67,7 @@ class Signature(msgspec.Struct, frozen=True):
         """
         try:
             return _SIGNATURE.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadArg(f"not a signature: {error}") from None
 
 
@@ -149,7 +150,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         for raw, value in pairs:
             field = _text(raw)
             number, colon, rest = field.partition(":")
-            if colon and number.isascii() and number.isdigit():
+            if colon and number.isascii() and number.isdigit() and len(number) <= _DIGITS:
                 by_version.setdefault(int(number), {})[rest] = _text(value)
             else:
                 own[field] = _text(value)
@@ -292,7 +293,7 @@ def decode_reply(data: bytes | memoryview) -> PredictReply:
     """
     try:
         value = _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArg(f"not a reply to a prediction: {error}") from None
     if isinstance(value, dict):
         target, outputs = value.get("target"), value.get("outputs")

@@ -25,6 +25,7 @@ __all__ = [
     "reduces_batch",
     "scalar",
     "scripted_two_outputs",
+    "scripted_without_end",
     "string_identity",
     "traced_linear",
     "two_outputs",
@@ -275,6 +276,13 @@ def scripted_two_outputs() -> bytes:
         "    if bool(a.numel() > 1000000):\n"
         "        a = a * 2\n"
         "    return a + b, a - b\n"
+    )
+
+
+def scripted_without_end() -> bytes:
+    """Return a scripted TorchScript model, x -> x + 1, that never ends where x has a positive sum."""
+    return scripted(
+        "def forward(self, x: Tensor):\n    while bool(x.sum() > 0):\n        x = x.abs()\n    return x + 1\n"
     )
 
 

@@ -61,10 +61,10 @@ def wide(width: int) -> bytes:
     )
 
 
-def slow(offset: int = 0, turns_per_row: int = 0) -> bytes:
+def slow(offset: int = 0, turns_per_row: int = 0, turns: int = 0) -> bytes:
     """Return x INT64 [-1, 1] -> y = x + offset, after as many turns of a loop as the largest x says.
 
-    And some more for each row but the first.
+    And some more for each row but the first, and some in any case.
     """
     number = TensorProto.INT64
     body = helper.make_graph(
@@ -89,7 +89,8 @@ def slow(offset: int = 0, turns_per_row: int = 0) -> bytes:
             helper.make_node("Size", ["x"], ["rows"]),
             helper.make_node("Sub", ["rows", "one"], ["more"]),
             helper.make_node("Mul", ["more", "per_row"], ["extra"]),
-            helper.make_node("Add", ["largest", "extra"], ["turns"]),
+            helper.make_node("Add", ["largest", "extra"], ["by_rows"]),
+            helper.make_node("Add", ["by_rows", "always"], ["turns"]),
             helper.make_node("Loop", ["turns", "", "zero"], ["sum"], body=body),
             # The loop must be run for its result, which then counts for nothing.
             helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
@@ -100,7 +101,13 @@ def slow(offset: int = 0, turns_per_row: int = 0) -> bytes:
         [("y", number, ["N", 1])],
         [
             weights(name, np.array(value, np.int64))
-            for name, value in (("zero", 0), ("one", 1), ("per_row", turns_per_row), ("offset", offset))
+            for name, value in (
+                ("zero", 0),
+                ("one", 1),
+                ("per_row", turns_per_row),
+                ("always", turns),
+                ("offset", offset),
+            )
         ],
     )
 

@@ -1,6 +1,7 @@
 """What `keyside doctor` looks at: each check makes findings of the facts, and says how to fix what is wrong."""
 
 import dataclasses
+import socket
 from collections.abc import Iterator
 
 from keyside import __version__
@@ -9,9 +10,10 @@ from keyside.clients.cli.common import human_bytes
 from keyside.clients.cli.facts import Facts
 from keyside.tensorstore import library
 
-__all__ = ["Finding", "examine"]
+__all__ = ["COLOURS", "FAIL", "OK", "OLD_MS", "WARN", "Finding", "examine", "lua_broken"]
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 OLD_MS = 30_000  # the default TIMEOUT of a job
 DEEP = 1_000
 CLOCK_MS = 2_000
@@ -27,18 +29,20 @@ class Finding:
         status: `ok`, `warn` or `fail`.
         text: What is so.
         fix: What to do about it.
+        node: The node of a cluster that it is about; empty: all of it, or a single server.
     """
 
     name: str
     status: str
     text: str
     fix: str = ""
+    node: str = ""
 
 
 def examine(facts: Facts) -> list[Finding]:
     """Make all findings."""
     checks = (
-        _server, _role, _cluster, _library, _executors, _reach, _queues, _models, _dead, _memory, _eviction,
+        _server, _role, _library, _executors, _reach, _queues, _models, _dead, _memory, _eviction,
         _persistence, _clients, _clock, _hz, _unread,
     )  # fmt: skip
     return [finding for check in checks for finding in check(facts)]
@@ -57,17 +61,30 @@ def _server(facts: Facts) -> Iterator[Finding]:
 
 
 def _role(facts: Facts) -> Iterator[Finding]:
-    if facts.info.get("role") == "slave":
-        primary = f"{facts.info.get('master_host')}:{facts.info.get('master_port')}"
-        yield Finding("role", FAIL, "a replica, which takes no writes", f"name the primary instead: {primary}")
+    if facts.clustered and facts.replica:
+        yield Finding("role", OK, f"replica of {facts.primary}")
+    elif facts.clustered and not facts.slots:
+        yield Finding("role", OK, "a primary without slots: it takes no keys and runs nothing")
+    elif facts.replica:
+        yield Finding("role", FAIL, "a replica, which takes no writes", f"name the primary instead: {facts.primary}")
 
 
-def _cluster(facts: Facts) -> Iterator[Finding]:
-    if facts.number("cluster_enabled"):
-        yield Finding("cluster", OK, "this looks at one node: call it with the address of each")
+def lua_broken(facts: Facts, node: str = "") -> Finding:
+    """Say that functions do not work on a node, and how that came."""
+    return Finding(
+        "functions",
+        FAIL,
+        f"none works, though the node owns slots: each hears that its keys are elsewhere ({facts.lua}). On Valkey one "
+        "script that names keys of two slots in one command does this to the whole node, whoever sent it",
+        "restart this server (a failover to its replica first keeps the shard serving); then find that script: Keyside "
+        "has none",
+        node,
+    )
 
 
 def _library(facts: Facts) -> Iterator[Finding]:
+    if facts.lua:
+        yield lua_broken(facts)
     if "library" in facts.problems:
         yield Finding(
             "library",
@@ -94,7 +111,7 @@ def _library(facts: Facts) -> Iterator[Finding]:
 
 
 def _executors(facts: Facts) -> Iterator[Finding]:
-    if "executors" in facts.problems:
+    if "executors" in facts.problems or not facts.serves:
         return
     if not facts.executors:
         yield Finding("executors", FAIL, "none is alive: no model runs", "start one: keyside executor, or keyside up")
@@ -117,13 +134,20 @@ def _executors(facts: Facts) -> Iterator[Finding]:
 
 
 def _reach(facts: Facts) -> Iterator[Finding]:
-    if facts.remote_executors:
-        yield Finding(
-            "executors",
-            WARN,
-            f"{facts.remote_executors} connected over a network: each tensor crosses it twice",
-            "run executors on the server's own host, over its unix socket",
-        )
+    names = [str(one.get("name")) for one in facts.executors if one.get("local") is False]
+    number = max(len(names), facts.remote_executors or 0)
+    if not number:
+        return
+    here = {one.get("host") for one in facts.executors if one.get("local") is False} & {socket.gethostname()}
+    whence = "from here, which is that host," if here else "from this machine, which may be nearer or farther,"
+    yield Finding(
+        "executors",
+        WARN,
+        f"{', '.join(names) or number} connected from another host: every input and output crosses the network once "
+        f"more, and each batch waits for one more round trip; {whence} one takes {facts.latency_ms:.2f} ms",
+        "for small models run executors on the server's own host, over its unix socket: a local round trip takes some "
+        "0.05 ms; where the model needs a GPU of another host, and runs for many milliseconds, it is well spent",
+    )
 
 
 def _queues(facts: Facts) -> Iterator[Finding]:
@@ -145,7 +169,7 @@ def _queues(facts: Facts) -> Iterator[Finding]:
 
 
 def _models(facts: Facts) -> Iterator[Finding]:
-    if "models" in facts.problems:
+    if "models" in facts.problems or not facts.serves:
         return
     versions: dict[tuple[str, int], dict[str, object]] = {}
     for record in facts.models.values():
@@ -172,7 +196,7 @@ def _dead(facts: Facts) -> Iterator[Finding]:
             "dead letters",
             WARN,
             f"{facts.dead} jobs were given up, the last because: {facts.last_dead}",
-            "find out what killed the executors; XRANGE on the key ks:{..}:dead shows the jobs, DEL forgets them",
+            "find what killed the executors: `keyside dead ls` shows the jobs, `keyside dead drop --all` drops them",
         )
 
 
@@ -199,13 +223,18 @@ def _eviction(facts: Facts) -> Iterator[Finding]:
     if policy == "noeviction":
         yield Finding("eviction", OK, policy)
         return
-    what = "running jobs' private keys" if policy.startswith("volatile") else "models, queues and tensors"
     fix = "CONFIG SET maxmemory-policy noeviction, and the same in the server's configuration file"
-    if facts.number("maxmemory"):
-        status = WARN if policy.startswith("volatile") else FAIL
-        yield Finding("eviction", status, f"{policy}: at maxmemory the server throws away {what}", fix)
+    if policy.startswith("volatile"):
+        what = (
+            "keys with a time to live first, and those are the inputs of queued jobs, replies and uploads: "
+            "callers get INPUTLOST, or no answer"
+        )
+        status = WARN
     else:
-        yield Finding("eviction", WARN, f"{policy}: once maxmemory is set, {what} are thrown away at the limit", fix)
+        what = "any key: models, queues with the jobs in them, inputs that were captured for jobs, and tensors"
+        status = FAIL
+    when = "at maxmemory" if facts.number("maxmemory") else "maxmemory is not set; once it is, at the limit"
+    yield Finding("eviction", status, f"{policy}: {when} the server throws away {what}", fix)
 
 
 def _persistence(facts: Facts) -> Iterator[Finding]:
@@ -248,6 +277,11 @@ def _hz(facts: Facts) -> Iterator[Finding]:
 
 
 def _unread(facts: Facts) -> Iterator[Finding]:
+    reasons: dict[str, list[str]] = {}
     for what, why in facts.problems.items():
         if what not in ("library", "config"):
-            yield Finding(what, WARN, f"could not be looked at: {why}", "allow this user to read it, or use another")
+            reasons.setdefault(why, []).append(what)
+    for why, whats in reasons.items():
+        down = "CLUSTERDOWN" in why
+        fix = "see what is said of the cluster" if down else "allow this user to read it, or use another"
+        yield Finding(", ".join(whats), WARN, f"could not be looked at: {why}", fix)

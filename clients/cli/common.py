@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     import redis
 
 __all__ = [
+    "CLUSTER_DIR",
     "DATA_DIR",
     "NoServerNamed",
     "State",
     "clean",
     "common",
+    "count",
     "fail",
     "flag",
+    "human_age",
     "human_bytes",
     "need",
     "option",
@@ -34,6 +37,8 @@ __all__ = [
 
 DATA_DIR = "keyside-data"
 """Where `keyside up` keeps its data if nothing else is said."""
+CLUSTER_DIR = "keyside-cluster"
+"""Likewise `keyside cluster`."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -67,7 +72,7 @@ class State:
         return self.url or os.environ.get("REDIS_URL", "").strip()
 
     def server_url(self) -> str:
-        """Return the server that was named; else that of a `keyside up` in this directory.
+        """Return the server that was named; else that of a `keyside up`, or a `keyside cluster`, in this directory.
 
         Raises:
             NoServerNamed: There is neither.
@@ -75,10 +80,11 @@ class State:
         named = self.named_url()
         if named:
             return named
+        from keyside.clients.cluster_dev import running_cluster
         from keyside.clients.server import running
 
         folder = os.environ.get("KEYSIDE_DATA_DIR") or DATA_DIR
-        url = running(folder)
+        url = running(folder) or running_cluster(os.environ.get("KEYSIDE_CLUSTER_DIR") or CLUSTER_DIR)
         if not url:
             raise NoServerNamed(
                 f"no server: name one with --url, KEYSIDE_URL or REDIS_URL, or start one here with `keyside up` "
@@ -193,6 +199,25 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def human_age(ms: float) -> str:
+    """Write a time that has passed as people do."""
+    seconds = ms / 1000
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def count(number: int, what: str, many: str = "") -> str:
+    """Write a number of things.
+
+    Args:
+        number: How many.
+        what: One of them.
+        many: Several, if it is not made with an s.
+    """
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
 
 
 def redacted(url: str) -> str:

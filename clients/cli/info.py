@@ -23,6 +23,7 @@ def info(state: State) -> None:
     data: dict[str, Any] = {
         "keyside": __version__,
         "url": url,
+        "role": facts.role,
         "server": {"kind": facts.kind, "version": ".".join(map(str, facts.version))},
         "library": {"version": facts.library[0], "digest": facts.library[1]} if facts.library else None,
         "memory": {"used": facts.number("used_memory"), "limit": facts.number("maxmemory")},
@@ -35,6 +36,7 @@ def info(state: State) -> None:
     limit = data["memory"]["limit"]
     lines = [
         f"server     {facts.server} at {url}",
+        *([f"role       {facts.role}"] if facts.role != "primary" else []),
         f"library    {facts.library[0] if facts.library else 'not loaded'}",
         f"memory     {human_bytes(data['memory']['used'])}" + (f" of {human_bytes(limit)}" if limit else ""),
         f"models     {data['models']['names']}, in {data['models']['versions']} versions",

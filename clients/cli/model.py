@@ -160,11 +160,11 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def _look_for_executor(state: State, device: str) -> None:
     """Say early that nobody will load it: the wait for that is long."""
-    from keyside.clients.cli.node import executors
+    from keyside.clients.cli.nodes import alive
 
     with state.connect() as plain:
-        alive = executors(plain)
-    if not any(device in one.get("devices", ()) for one in alive):
+        executors = alive(plain)
+    if not any(device in one.get("devices", ()) for one in executors):
         say(f"stored; waiting for an executor that serves {device} to load it, and none does now (keyside executor)")
 
 

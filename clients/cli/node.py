@@ -1,6 +1,8 @@
 """What one node says about itself, its executors and its queues."""
 
+import contextlib
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from keyside.tensorstore import keys
@@ -9,9 +11,10 @@ from keyside.tensorstore.errors import KeysideError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["devices", "executors", "node_keys", "queues", "text"]
+__all__ = ["devices", "executors", "is_clustered", "node_keys", "own_slots", "pairs", "queues", "text"]
 
 GROUP = "ks"
+PRIORITIES = ("", "!H", "!L")
 
 
 def text(raw: Any) -> str:
@@ -25,14 +28,35 @@ def node_keys(client: "redis.Redis") -> keys.NodeKeys:
     Raises:
         KeysideError: The server refuses or is gone.
     """
+    if not is_clustered(client):
+        return keys.NodeKeys()
+    slots = own_slots(client)
+    return keys.NodeKeys(keys.slot_tag(min(first for first, _ in slots))) if slots else keys.NodeKeys()
+
+
+def is_clustered(client: "redis.Redis") -> bool:
+    """Whether a server is a node of a cluster.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
     from keyside.clients.admin import command
 
-    if not command(client, "INFO", "cluster").get("cluster_enabled"):
-        return keys.NodeKeys()
+    return bool(command(client, "INFO", "cluster").get("cluster_enabled"))
+
+
+def own_slots(client: "redis.Redis") -> list[tuple[int, int]]:
+    """Return the ranges of slots that a node of a cluster owns; of a replica there are none.
+
+    Raises:
+        KeysideError: The server refuses or is gone.
+    """
+    from keyside.clients.admin import command
+
     own_id = text(command(client, "CLUSTER", "MYID"))
     client.response_callbacks.pop("CLUSTER SLOTS", None)
-    slots = [int(first) for first, _, primary, *_ in command(client, "CLUSTER", "SLOTS") if text(primary[2]) == own_id]
-    return keys.NodeKeys(keys.slot_tag(min(slots))) if slots else keys.NodeKeys()
+    found = command(client, "CLUSTER", "SLOTS")
+    return sorted((int(first), int(last)) for first, last, primary, *_ in found if text(primary[2]) == own_id)
 
 
 def server_ms(client: "redis.Redis") -> int:
@@ -59,7 +83,7 @@ def executors(client: "redis.Redis", names: keys.NodeKeys | None = None) -> list
     beats = command(client, "ZRANGE", names.executors, 0, -1, "WITHSCORES")
     now = server_ms(client)
     found = []
-    for consumer, beat in _pairs(beats):
+    for consumer, beat in pairs(beats):
         raw = command(client, "GET", names.executor(consumer))
         if raw is None:
             continue  # it died, and is still listed for its jobs to be taken over
@@ -91,8 +115,16 @@ def devices(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, A
     return sorted(found)
 
 
-def queues(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def queues(
+    client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, Any]], more: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """Return for each device queue: jobs in it, how many of them are claimed, bytes, age of the oldest, its executors.
+
+    Args:
+        client: A client of the node.
+        names: Its own keys.
+        alive: Its executors.
+        more: Devices to look for besides those of the executors and the catalog.
 
     Raises:
         KeysideError: The server refuses or is gone.
@@ -103,18 +135,23 @@ def queues(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, An
     client.response_callbacks.pop("XPENDING", None)
     client.response_callbacks.pop("XRANGE", None)
     found: list[dict[str, Any]] = []
-    for device in devices(client, names, alive):
-        stream = names.jobs(device)
+    for device in sorted({*devices(client, names, alive), *more}):
+        depth = claimed = 0
+        ages: list[int] = []
         try:
-            depth = int(command(client, "XLEN", stream))
-            first = command(client, "XRANGE", stream, "-", "+", "COUNT", 1)
+            for priority in PRIORITIES:
+                stream = names.jobs(device + priority)
+                count = int(command(client, "XLEN", stream))
+                if not count:
+                    continue
+                depth += count
+                first = command(client, "XRANGE", stream, "-", "+", "COUNT", 1)
+                ages += [max(0, now - int(text(one[0]).partition("-")[0])) for one in first]
+                with contextlib.suppress(KeysideError):  # no executor has served it yet: it has no group
+                    claimed += int(command(client, "XPENDING", stream, GROUP)[0])
         except KeysideError as error:
             found.append({"device": device, "error": str(error)})
             continue
-        try:
-            claimed = int(command(client, "XPENDING", stream, GROUP)[0])
-        except KeysideError:
-            claimed = 0  # no executor has served it yet
         held = command(client, "GET", names.bytes(device))
         found.append(
             {
@@ -122,15 +159,15 @@ def queues(client: "redis.Redis", names: keys.NodeKeys, alive: list[dict[str, An
                 "depth": depth,
                 "claimed": claimed,
                 "bytes": int(held or 0),
-                "oldest_ms": max(0, now - int(text(first[0][0]).partition("-")[0])) if first else None,
+                "oldest_ms": max(ages, default=None),
                 "executors": sum(device in one.get("devices", ()) for one in alive),
             }
         )
     return found
 
 
-def _pairs(reply: Any) -> list[tuple[Any, Any]]:
-    """Members and scores, flat or in pairs as redis-py makes them."""
+def pairs(reply: Any) -> list[tuple[Any, Any]]:
+    """Return members and scores, which come flat or, through redis-py, in pairs."""
     if reply and isinstance(reply[0], list | tuple):
         return [(member, score) for member, score in reply]
     return list(zip(reply[::2], reply[1::2], strict=True))

@@ -76,11 +76,18 @@ _HERE = "keyside.clients.cli"
     cls=LazyGroup,
     lazy={
         "up": (f"{_HERE}.up:up", "Start a server and an executor, and keep them running."),
+        "cluster": (f"{_HERE}.cluster:cluster", "Start a cluster with executors on this machine, for development."),
         "executor": (f"{_HERE}.executor:executor", "Run an executor for a server that runs already."),
         "install": (f"{_HERE}.install:install", "Load the function library into a server."),
+        "acl": (f"{_HERE}.acl:acl", "Print, apply and check ACL rules for users of a role."),
         "tensor": (f"{_HERE}.tensor:tensor", "Set, get, show, list and remove tensors."),
         "model": (f"{_HERE}.model:model", "Store, show, list and remove models."),
         "run": (f"{_HERE}.run:run", "Run a model on files, values or keys."),
+        "status": (
+            f"{_HERE}.status:status",
+            "Show each node: slots, executors, queues, models; and what is wrong.",
+        ),
+        "dead": (f"{_HERE}.dead:dead", "Show, retry and drop dead letters: jobs that were given up."),
         "info": (f"{_HERE}.info:info", "Show a server, its executors, its queues and its memory."),
         "doctor": (f"{_HERE}.doctor:doctor", "Find out what is wrong, and how to fix it."),
         "completion": (f"{_HERE}.completion:completion", "Print the completion script of a shell."),

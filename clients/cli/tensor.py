@@ -113,12 +113,13 @@ def get_tensor(state: State, key: str, output: str | None, form: str | None) -> 
 def show_tensor(state: State, key: str) -> None:
     """Show what a tensor is: dtype, shape, size, time to live, and some statistics."""
     from keyside.clients.admin import command
+    from keyside.clients.cli.nodes import client_of_owner
 
     with state.client() as client:
         meta = client.meta(key)
         array = client.get(key) if meta.nbytes <= STATISTICS_MAX else None
-    with state.connect() as plain:
-        ttl_ms = int(command(plain, "PTTL", key))
+    with state.connect() as entry, client_of_owner(entry, key) as owner:
+        ttl_ms = int(command(owner, "PTTL", key))
     data = {**_described(key, meta), "ttl_ms": ttl_ms if ttl_ms >= 0 else None}
     if array is not None:
         data |= _statistics(array)

@@ -1,20 +1,14 @@
 """`keyside up`: a server and an executor, kept running until Ctrl-C."""
 
-import contextlib
 import os
-import signal
 import sys
-import threading
-import time
-import types
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from keyside.clients.cli.common import DATA_DIR, State, common, need, option, redacted, say
 from keyside.clients.cli.executor import read_settings, setting_options
-from keyside.tensorstore.errors import KeysideError, StateError
+from keyside.clients.cli.keeper import Keeper, KeptExecutor, Unclean, variables
 
 if TYPE_CHECKING:
     from keyside.clients.server import EmbeddedServer
@@ -22,23 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["up"]
 
 
-class NotUp(StateError):
-    """The executor does not start."""
-
-    code: ClassVar[str] = "NOSTART"
-
-
-class Unclean(StateError):
-    """Not all ended as it should when it was told to stop."""
-
-    code: ClassVar[str] = "UNCLEAN"
-
-
 DEFAULT_PORT = 6399  # not 6379: a Redis of the user's may run there
-TICK_S = 0.1
-STEADY_S = 30.0  # what ran that long starts again at once
-PAUSES = (0.5, 10.0)
-TRIES = 3  # starts of an executor that never became ready
 
 
 @click.command()
@@ -74,8 +52,7 @@ def up(
     settings = read_settings(named or "unix://", given)
     if maxmemory is not None:
         _check_size(maxmemory)
-    environment = {f"KEYSIDE_{name.upper()}": _text(value) for name, value in given.items() if value is not None}
-    keeper = Keeper(environment, settings.drain_s)
+    keeper = Keeper(settings.drain_s)
     try:
         with keeper.listening():
             if named:
@@ -90,10 +67,13 @@ def up(
                 )
                 with state.connect() as client:
                     command(client, "PING")  # now: the executor would wait for it
-                _announce(state, keeper.start(named), named, None)
+                server, url = None, named
             else:
                 server = _start_server(keeper, data_dir, port, server_bin, maxmemory)
-                _announce(state, keeper.start(server.url), server.url, server)
+                url = server.url
+            executor = KeptExecutor(url, variables(given))
+            keeper.start([executor])
+            _announce(state, executor.pid, url, server)
             keeper.keep()
     except KeyboardInterrupt:
         say("stopped before all was up")
@@ -102,10 +82,6 @@ def up(
     if not orderly:
         raise Unclean("not all ended as it should: what was said about it is above")
     say("stopped")
-
-
-def _text(value: object) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _check_size(text: str) -> None:
@@ -126,7 +102,7 @@ def _start_server(
     limit = str(parse_bytes(maxmemory)) if maxmemory else None
     server = EmbeddedServer(data_dir, server_bin=server_bin, port=port, maxmemory=limit)
     say(f"starting {server.binary} ({server.binary.path}, from {server.binary.source}) on {server.data_dir}")
-    keeper.server = server
+    keeper.servers.append(server)
     with keeper.interruptible():
         server.start()
     return server
@@ -162,160 +138,3 @@ def _announce(state: State, executor_pid: int, url: str, server: "EmbeddedServer
     ]
     state.emit(facts, "\n".join(lines))
     sys.stdout.flush()
-
-
-class Keeper:
-    """Keeps a server and an executor running.
-
-    Args:
-        environment: Variables for the executor besides ours.
-        drain_s: How long the executor may take to stop.
-
-    Attributes:
-        server: The server, if it is ours.
-    """
-
-    def __init__(self, environment: dict[str, str], drain_s: float) -> None:
-        self.server: EmbeddedServer | None = None
-        self._environment = environment
-        self._drain_s = drain_s
-        self._executor: Any = None
-        self._started = 0.0
-        self._pause = PAUSES[0]
-        self._asked = threading.Event()
-        self._times_asked = 0
-        self._interruptible = False
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGINT, SIGTERM and SIGHUP as the request to stop."""
-
-        def ask(_number: int, _frame: types.FrameType | None) -> None:
-            self._times_asked += 1
-            self._asked.set()
-            if self._interruptible:
-                raise KeyboardInterrupt
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it, for one
-                signal.signal(number, ask)
-        yield  # they stay: a second request must not end us while we stop
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Let the request to stop break off what takes long and can be broken off.
-
-        Raises:
-            KeyboardInterrupt: It came.
-        """
-        self._interruptible = True
-        try:
-            if self._asked.is_set():
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._interruptible = False
-
-    def start(self, url: str) -> int:
-        """Start the executor and wait until it serves; return its process id.
-
-        Raises:
-            KeysideError: It ends again and again.
-            KeyboardInterrupt: The request to stop came.
-        """
-        self._environment["KEYSIDE_URL"] = url
-        for attempt in range(TRIES):
-            if attempt and self._asked.wait(self._pause):
-                break
-            self._spawn()
-            while (code := self._executor.poll()) is None:
-                if self._asked.wait(TICK_S):
-                    raise KeyboardInterrupt
-                if self._is_ready(url):
-                    pid: int = self._executor.pid
-                    return pid
-            say(f"the executor ended with {_described(code)} before it was ready")
-        if self._asked.is_set():
-            raise KeyboardInterrupt
-        raise NotUp("the executor does not start: what it says is above")
-
-    def keep(self) -> None:
-        """Start again what ends, until the request to stop comes.
-
-        Raises:
-            NoServer: The server does not start again.
-        """
-        restart_at = 0.0
-        while not self._asked.wait(TICK_S):
-            if self.server is not None and (code := self.server.poll()) is not None:
-                say(f"the server ended with {_described(code)}; it is started again (log: {self.server.log_path})")
-                with self.interruptible():
-                    self.server.restart()
-            code = self._executor.poll()
-            now = time.monotonic()
-            if code is None:
-                continue
-            if not restart_at:
-                if now - self._started > STEADY_S:
-                    self._pause = PAUSES[0]
-                say(f"the executor ended with {_described(code)}; it is started again in {self._pause:g} s")
-                restart_at = now + self._pause
-                self._pause = min(self._pause * 2, PAUSES[1])
-            elif now >= restart_at:
-                restart_at = 0.0
-                self._spawn()
-
-    def stop(self) -> bool:
-        """End the executor, then the server; return whether both ended as they should."""
-        orderly = True
-        if self._executor is not None and self._executor.poll() is None:
-            say("stopping")
-            orderly = self._stop_executor()
-        if self.server is not None and not self.server.stop():
-            say("the server did not stop in time and was killed")
-            orderly = False
-        return orderly
-
-    def _stop_executor(self) -> bool:
-        self._executor.signal(signal.SIGTERM)
-        asked = max(self._times_asked, 1)
-        end = time.monotonic() + self._drain_s + 15
-        while (code := self._executor.wait(TICK_S)) is None:
-            if self._times_asked > asked:
-                say("not waiting for the executor: the jobs that it has claimed run when one serves again")
-                self._executor.kill()
-                return True
-            if time.monotonic() > end:
-                say("the executor did not stop in time and was killed")
-                self._executor.kill()
-                return False
-        if code:
-            say(f"the executor ended with {_described(code)}")
-        return not code
-
-    def _spawn(self) -> None:
-        from keyside.clients.child import Child
-
-        self._started = time.monotonic()
-        command = [sys.executable, "-m", "keyside.executor"]
-        self._executor = Child(command, env={**os.environ, **self._environment}, output=sys.stderr.fileno())
-
-    def _is_ready(self, url: str) -> bool:
-        from keyside.clients.admin import connect
-        from keyside.clients.cli.node import executors
-
-        try:
-            with connect(url) as client:
-                return any(one.get("pid") == self._executor.pid for one in executors(client))
-        except KeysideError:
-            return False
-
-
-def _described(code: int) -> str:
-    """Say how a process ended."""
-    if code >= 0:
-        return f"code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"

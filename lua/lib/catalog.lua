@@ -1,4 +1,4 @@
---- @requires guard args keys node
+--- @requires guard args keys node jobs
 -- What the functions of this node know about models. The model key (docs/protocol.md section 3) is the source; the
 -- catalog holds one JSON record per target, ready to be read at submit, also on nodes where the model key is not: they
 -- have copies, which executors keep equal to it (KS_CATALOG, KS_MERGE).
@@ -11,7 +11,43 @@ local TOMBSTONE_MS = 86400000 -- how long a node can tell others that a model ha
 
 local parsed, parsed_count = {}, 0
 
--- A record as a Lua table. Records are few and change rarely: the text found before is not decoded again.
+-- Above it a record is damaged: functions look at each version of a model, and nobody is served meanwhile.
+catalog.MAX_VERSIONS = 100000
+
+local function is_specs(specs)
+  if type(specs) ~= 'table' then
+    return false
+  end
+  for _, spec in ipairs(specs) do
+    if type(spec) ~= 'table' or type(spec.name) ~= 'string' or type(spec.dtype) ~= 'string' or type(spec.shape) == 'nil' then
+      return false
+    end
+    for _, dim in ipairs(type(spec.shape) == 'table' and spec.shape or {}) do
+      if type(dim) ~= 'number' then
+        return false
+      end
+    end
+  end
+  return true
+end
+
+local function is_signature(signature)
+  return type(signature) == 'table' and is_specs(signature.inputs) and (signature.outputs == cjson.null or is_specs(signature.outputs))
+end
+
+local function is_version(number)
+  return type(number) == 'number' and number >= 1 and number <= catalog.MAX_VERSIONS and number % 1 == 0
+end
+
+-- Another client may have written anything there.
+local function is_record(record)
+  return type(record) == 'table' and type(record.key) == 'string' and type(record.uid) == 'string' and type(record.state) == 'string'
+    and type(record.device) == 'string' and jobs.is_device(record.device) and (record.reason == nil or type(record.reason) == 'string')
+    and is_version(record.version) and (record.last == nil or is_version(record.last))
+    and (record.signature == cjson.null or is_signature(record.signature))
+end
+
+-- A record as a Lua table; nil if it is none. Records are few and change rarely: the text found before is not decoded again.
 local function decode(raw)
   local record = parsed[raw]
   if record then
@@ -20,8 +56,9 @@ local function decode(raw)
   if parsed_count >= 1024 then
     parsed, parsed_count = {}, 0
   end
-  record = cjson.decode(raw)
-  if type(record) ~= 'table' then
+  local ok
+  ok, record = pcall(cjson.decode, raw)
+  if not ok or not is_record(record) then
     return nil
   end
   record.id = record.uid .. '-' .. record.version
@@ -48,28 +85,10 @@ local function decode(raw)
   return record
 end
 
-local function is_specs(specs)
-  if type(specs) ~= 'table' then
-    return false
-  end
-  for _, spec in ipairs(specs) do
-    if type(spec) ~= 'table' or type(spec.name) ~= 'string' or type(spec.dtype) ~= 'string' or type(spec.shape) == 'nil' then
-      return false
-    end
-    for _, dim in ipairs(type(spec.shape) == 'table' and spec.shape or {}) do
-      if type(dim) ~= 'number' then
-        return false
-      end
-    end
-  end
-  return true
-end
-
 -- Whether text is a signature as decode() takes it.
 function catalog.is_signature(text)
   local ok, signature = pcall(cjson.decode, text)
-  return ok and type(signature) == 'table' and is_specs(signature.inputs)
-    and (signature.outputs == cjson.null or is_specs(signature.outputs))
+  return ok and is_signature(signature)
 end
 
 function catalog.find(own, target)

@@ -1,4 +1,4 @@
---- @requires guard args keys node npy
+--- @requires guard args keys node npy seal
 -- The tensors that a call names: declared, well formed, fit for the model; and taken as they are now.
 
 local inputs = {}
@@ -96,6 +96,9 @@ local function parse(prefix, total, key)
 end
 
 local function refused_read(key, reply)
+  if not redis.acl_check_cmd('GETRANGE', key, '0', '0') then
+    raise('NOPERM', "this user may not read input key '" .. args.printable(key) .. "'")
+  end
   if string.find(reply.err, 'WRONGTYPE', 1, true) then
     raise('WRONGTYPE', "input key '" .. args.printable(key) .. "' holds something else than a tensor")
   end
@@ -120,6 +123,9 @@ function inputs.look(record, spec, input)
     value = redis.pcall('GETRANGE', key, '0', front and npy.PREFIX_END or INLINE_END)
     if type(value) == 'table' then
       refused_read(key, value)
+    end
+    if mode == 'OWN' and not redis.acl_check_cmd('UNLINK', key) then
+      raise('NOPERM', "this user may not take input key '" .. args.printable(key) .. "' away, as OWN does")
     end
     size = #value
     if size == 0 then
@@ -186,8 +192,12 @@ function inputs.capture(entry, list, expires, owns)
       if input.mode == 'REF' then
         modes[n] = 'r' .. input.data
       else
-        local name = keys.capture(input.data, node.unique() .. '-' .. n)
-        redis.call(input.mode == 'OWN' and 'RENAME' or 'COPY', input.data, name)
+        local name = keys.capture(input.data, seal.unguessable(node.unique() .. '-' .. n))
+        if input.mode == 'OWN' then
+          redis.call('RENAME', input.data, name)
+        else
+          redis.call('COPY', input.data, name)
+        end
         redis.call('PEXPIREAT', name, expires)
         modes[n] = 'c' .. name
       end

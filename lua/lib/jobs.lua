@@ -1,4 +1,4 @@
---- @requires guard args keys node
+--- @requires guard args keys node seal
 -- One entry of a job stream (docs/protocol.md section 7), from XADD to XDEL.
 
 local jobs = {}
@@ -6,15 +6,29 @@ local jobs = {}
 jobs.GROUP = 'ks'
 jobs.REPLY_GRACE_MS = 10000 -- how long a reply, and what belongs to the job, outlives the deadline
 jobs.COUNTED_BYTES = 4096   -- smaller jobs are bounded by their number alone
+jobs.GIVEN_BACK_MS = 86400000 -- how long what an executor gave back seems to have been left alone: more than any lease
 
 -- Positions in the header `h`.
 jobs.OP, jobs.MODEL, jobs.KEY, jobs.VERSION, jobs.DEADLINE = 2, 3, 4, 5, 6
 jobs.TICKET, jobs.CORR, jobs.INPUTS, jobs.NAMES, jobs.OUTPUTS, jobs.BYTES = 7, 8, 9, 10, 11, 12
 
+-- Put an entry into a queue: {'h', header, '0', input, ...}. The only way in, for jobs of all kinds.
+function jobs.add(stream, entry)
+  local size = #entry
+  if entry[size - 1] == 's' then
+    entry[size - 1], entry[size] = nil, nil -- of another node
+    size = size - 2
+  end
+  if seal.secret ~= '' then
+    entry[size + 1], entry[size + 2] = 's', seal.sign(entry, 2, size / 2 - 1)
+  end
+  return redis.call('XADD', stream, '*', unpack(entry))
+end
+
 -- Ask an executor of the device to load a version. A load has no deadline: it ends as ready or failed.
 function jobs.add_load(own, key, uid, version, device)
   local header = cmsgpack.pack({ 1, 'load', uid .. '-' .. version, key, tonumber(version), 0, '', '', {}, {}, {}, 0 })
-  return redis.call('XADD', own.jobs .. device, '*', 'h', header)
+  return jobs.add(own.jobs .. device, { 'h', header })
 end
 
 -- What an executor may give as the name of a device, as the word for a queue (node.queue), and as the id of an entry.
@@ -45,6 +59,11 @@ function jobs.is_id(text)
   return #text <= 41 and string.find(text, '^%d+%-%d+$') ~= nil
 end
 
+-- Whether this caller may read entries: who only submits may not, since they have the inputs of others.
+function jobs.may_read(stream)
+  return redis.acl_check_cmd('XRANGE', stream, '-', '+')
+end
+
 -- The entry as {field = value}, or nil if it is gone.
 function jobs.entry(stream, id)
   local found = redis.pcall('XRANGE', stream, id, id)
@@ -66,8 +85,31 @@ end
 
 local HEADER = { 'number', 'string', 'string', 'string', 'number', 'number', 'string', 'string', 'table', 'table', 'table', 'number' }
 
+-- Whether this library has signed an entry, if it signs.
+local function is_signed(fields, header, id)
+  if seal.secret == '' then
+    return true
+  end
+  local values, count = { fields.h }, 0
+  for _, mode in ipairs(header[jobs.INPUTS]) do
+    if mode == 'v' then
+      local input = fields[tostring(count)]
+      if not input then
+        return false
+      end
+      count = count + 1
+      values[2 * count + 1] = input
+    end
+  end
+  if fields.s == seal.sign(values, 1, count) then
+    return true
+  end
+  local ms = tonumber(string.match(id, '^%d+')) or seal.since
+  return ms < seal.since and node.now_ms() < seal.since + seal.TRANSITION_MS
+end
+
 -- The header of an entry as a table; nil if somebody else wrote the entry and it is not one of ours.
-function jobs.header(fields)
+function jobs.header(fields, id)
   local ok, header = pcall(cmsgpack.unpack, fields.h or '')
   if not ok or type(header) ~= 'table' then
     return nil
@@ -78,7 +120,10 @@ function jobs.header(fields)
     end
   end
   local deadline = header[jobs.DEADLINE]
-  return deadline >= 0 and deadline <= args.MAX_INT and header or nil
+  if not (deadline >= 0 and deadline <= args.MAX_INT and is_signed(fields, header, id)) then
+    return nil
+  end
+  return header
 end
 
 -- The entries among first .. last that are pending for a consumer, as {id = true}; none if the queue is gone.
@@ -150,11 +195,21 @@ function jobs.push_collected(lists)
   end
 end
 
-function jobs.release(own, device, header)
+-- The private keys that hold inputs of a job and of no other.
+function jobs.captures(header)
+  local found = {}
   for _, input in ipairs(header[jobs.INPUTS]) do
-    if type(input) == 'string' and string.sub(input, 1, 1) == 'c' then
-      redis.pcall('UNLINK', string.sub(input, 2))
+    -- Captures, and nothing else that an entry by another hand may name.
+    if type(input) == 'string' and string.find(input, '^cks:{[^}]+}:cap:') then
+      found[#found + 1] = string.sub(input, 2)
     end
+  end
+  return found
+end
+
+function jobs.release(own, device, header, keep)
+  for _, capture in ipairs(keep and {} or jobs.captures(header)) do
+    redis.pcall('UNLINK', capture)
   end
   local bytes = header[jobs.BYTES]
   if type(bytes) == 'number' and bytes > 0 then
@@ -167,10 +222,10 @@ function jobs.remove(stream, id)
   return redis.call('XDEL', stream, id)
 end
 
--- End a job that does not run (any more): its caller gets `text`, its captures go.
-function jobs.abandon(own, device, id, header, text)
+-- End a job that does not run (any more): its caller gets `text`, its captures go, unless they are to be kept.
+function jobs.abandon(own, device, id, header, text, keep)
   jobs.remove(own.jobs .. device, id)
-  jobs.release(own, device, header)
+  jobs.release(own, device, header, keep)
   if header[jobs.DEADLINE] > 0 then
     jobs.reply(own, device, id, header[jobs.DEADLINE], header[jobs.TICKET], header[jobs.CORR], text)
   end

@@ -15,7 +15,7 @@ function models.uid(key)
     end
     error(found, 0)
   end
-  if found[1] == 'model' and found[2] and args.int(found[3] or '', 1) then
+  if found[1] == 'model' and found[2] and args.int(found[3] or '', 1, catalog.MAX_VERSIONS) then
     return found[2]
   end
   if redis.call('EXISTS', key) == 1 then
@@ -49,11 +49,18 @@ function models.get(key, version, ...)
   return redis.call('HMGET', key, unpack(names))
 end
 
+models.MAX_CHUNKS = 1000000
+
+-- A number of chunks as the model key has it; 0 if somebody has spoilt it.
+function models.count(chunks)
+  return args.int(chunks or '', 1, models.MAX_CHUNKS) or 0
+end
+
 -- The keys that hold the blob of a version, in order.
 function models.chunks(key, uid, version)
   local got = models.get(key, version, 'chunks', 'upload', 'digest')
   local names = {}
-  for i = 0, tonumber(got[1]) - 1 do
+  for i = 0, models.count(got[1]) - 1 do
     if got[3] then
       names[i + 1] = keys.blob(key, uid, got[3], i)
     else

@@ -1,10 +1,10 @@
 --- @requires args guard
--- The options of what runs something: TIMEOUT, TICKET and ID.
+-- The options of what runs something: TIMEOUT, TICKET, ID and USER.
 
 local options = {}
 
 -- Keywords are nearly always sent in capitals: then a look-up tells, and no other string is made.
-local OPTION_WORDS = { TIMEOUT = 'TIMEOUT', TICKET = 'TICKET', ID = 'ID' }
+local OPTION_WORDS = { TIMEOUT = 'TIMEOUT', TICKET = 'TICKET', ID = 'ID', USER = 'USER' }
 
 -- The kinds of private names (docs/protocol.md section 2) that are lists for replies.
 local TICKETS = { t = true, mb = true, ticket = true }
@@ -17,7 +17,14 @@ local function is_ticket(name)
   return name ~= nil and #name <= 1024 and TICKETS[string.match(name, '^ks:{[^}]+}:(%l+)%f[:%z]') or ''] == true
 end
 
--- Reads them from position i to the end into request: timeout, ticket, corr, client, seq.
+-- A function cannot see who calls it, but whether the caller may read the key that stands for this user.
+local function check_user(name)
+  if not redis.acl_check_cmd('GET', 'ks:user:' .. name) then
+    raise('NOPERM', "the caller is not user '" .. name .. "': its ACL lacks %R~ks:user:" .. name .. ', which `keyside acl` gives')
+  end
+end
+
+-- Reads them from position i to the end into request: timeout, ticket, corr, client, seq, user.
 function options.read(argv, i, request)
   local text = argv[i]
   while text do
@@ -42,6 +49,12 @@ function options.read(argv, i, request)
         raise('BADARG', 'ID takes a client id (letters and digits, at most 64) and a number')
       end
       i = i + 3
+    elseif word == 'USER' then
+      request.user = argv[i + 1] or ''
+      if #request.user > 64 or not string.find(request.user, '^[%w_.:-]+$') then
+        raise('BADARG', 'USER takes the name of a user: 1 to 64 letters, digits and _.:-')
+      end
+      i = i + 2
     elseif word == 'TIMEOUT' then
       request.timeout = args.int(argv[i + 1] or '', 1, 86400000)
       if not request.timeout then
@@ -60,6 +73,9 @@ function options.read_all(argv, i, request)
   options.read(argv, i, request)
   if request.client and not request.ticket then
     raise('BADARG', 'ID needs TICKET: the reply to a repeated call comes on the ticket')
+  end
+  if request.user then
+    check_user(request.user)
   end
 end
 

@@ -50,7 +50,8 @@ local function bind(record, request, signature)
   return ordered
 end
 
-local function check_outputs(record, outputs)
+-- The outputs can be written, by this caller and as they are now.
+function submit.check_outputs(record, outputs)
   local known = record.signature and record.signature.outputs
   if known and #known ~= #outputs then
     raise('BADINPUT', "model '" .. record.title .. "' gives " .. #known .. ' outputs, ' .. shown(known) .. '; got ' .. #outputs .. ' output keys')
@@ -67,7 +68,9 @@ local function check_outputs(record, outputs)
   end
 end
 
-local function room(own, stream, device, bytes)
+-- There is room for one more job of so many bytes.
+function submit.check_room(own, device, bytes)
+  local stream = own.jobs .. device
   local queued = redis.call('XLEN', stream)
   if queued >= MAX_JOBS then
     raise('BUSY', 'queue ' .. device .. ' holds ' .. queued .. ' jobs, its limit: try again later, or add executors')
@@ -108,6 +111,21 @@ local function header_of(record, request, deadline, ticket, modes, count, bytes)
   return front .. plain
 end
 
+-- Put a job into its queue. `entry`: { 'h', '', its inline inputs... }; `modes`: how each of its `count` inputs is found,
+-- nil where all are inline. Returns the id of the entry.
+function submit.enter(own, device, record, request, deadline, ticket, entry, modes, count, bytes)
+  entry[2] = header_of(record, request, deadline, ticket, modes, count, bytes)
+  local stream = own.jobs .. device
+  local id = jobs.add(stream, entry)
+  if bytes > 0 then
+    redis.call('INCRBY', own.bytes .. device, bytes)
+    if not jobs.may_read(stream) then
+      redis.call('SET', own.held .. device .. '/' .. id, bytes, 'PX', request.timeout + jobs.REPLY_GRACE_MS)
+    end
+  end
+  return id
+end
+
 -- request: target, inputs {{mode, data, value, size}...}, owns (is an input OWN?), names, outputs, timeout, ticket, corr,
 -- client, seq. Returns what the public function returns.
 function submit.run(request)
@@ -135,14 +153,13 @@ function submit.run(request)
     bytes = bytes + input.size
   end
   if request.outputs then
-    check_outputs(record, request.outputs)
+    submit.check_outputs(record, request.outputs)
   end
   local device = record.device
-  local stream = own.jobs .. device
   if bytes <= jobs.COUNTED_BYTES then
     bytes = 0
   end
-  room(own, stream, device, bytes)
+  submit.check_room(own, device, bytes)
   local ticket = request.ticket or ''
   if own.clustered and ticket ~= '' then
     redis.call('EXISTS', ticket)
@@ -150,13 +167,9 @@ function submit.run(request)
   local deadline = node.now_ms() + request.timeout
   local entry = { 'h', '' }
   local modes = inputs.capture(entry, list, deadline + jobs.REPLY_GRACE_MS, request.owns)
-  entry[2] = header_of(record, request, deadline, ticket, modes, #list, bytes)
-  local id = redis.call('XADD', stream, '*', unpack(entry))
+  local id = submit.enter(own, device, record, request, deadline, ticket, entry, modes, #list, bytes)
   if request.client then
     seen.take(own, request)
-  end
-  if bytes > 0 then
-    redis.call('INCRBY', own.bytes .. device, bytes)
   end
   if ticket ~= '' then
     return node.word(own, device) .. '/' .. id

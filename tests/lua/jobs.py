@@ -78,8 +78,8 @@ class Hand:
         return caught.value
 
     def everything(self) -> dict[bytes, tuple[bytes, bool]]:
-        """All keys with what they hold and whether they expire."""
-        names = sorted(self.do("KEYS", "*"))
+        """All keys with what they hold and whether they expire, but for signs of life, which go by themselves."""
+        names = sorted(key for key in self.do("KEYS", "*") if b"}:executor:" not in key)
         values = self.wire.call_many([("DUMP", key) for key in names])
         ttls = self.wire.call_many([("PTTL", key) for key in names])
         return {key: (bytes(value), ttl >= 0) for key, value, ttl in zip(names, values, ttls, strict=True)}
@@ -217,6 +217,20 @@ def session(hand: Hand, names: Sequence[bytes], model: Any = "m") -> None:
     assert hand.fcall("KS_EXTEND", [], "CPU", "e1", other.id) == [other.id]
     assert hand.recover("e2") is not None
     assert hand.recover("e2", limit=1) is None
+    key = names[-1] + b".x"
+    hand.do("SET", key, LARGE)
+    hand.execute([key], [key], target=model)
+    hand.claim()
+    hand.fcall("KS_LEAVE", [], "e1", "CPU", "!")
+    assert hand.recover("e2") is not None
+    assert hand.recover("e3", limit=1) is None
+    _, letters = hand.fcall("AI_DEADSCAN", [], "0")
+    hand.fcall("AI_DEADGET", [], letters[0][1])
+    hand.fcall("AI_DEADRETRY", [], letters[0][1])
+    hand.claim()
+    assert hand.recover("e2", limit=1) is None
+    _, letters = hand.fcall("AI_DEADSCAN", [], "0")
+    assert hand.fcall("AI_DEADDEL", [], *(letter[1] for letter in letters)) == len(letters)
     hand.fcall("KS_LEAVE", [], "e2", "CPU")
     hand.fcall("KS_VERSION", [])
     assert hand.length() == 0

@@ -34,9 +34,9 @@ def consumers(hand: Hand, device: str = "CPU") -> set[bytes]:
 
 
 def test_a_heartbeat(hand: Hand) -> None:
-    time, tag = hand.fcall("KS_BEAT", [], "e1", '{"pid": 1}', 5000, "CPU", "GPU:1")
+    time, tag, seal = hand.fcall("KS_BEAT", [], "e1", '{"pid": 1}', 5000, "CPU", "GPU:1")
     assert abs(time - hand.now()) < 1000
-    assert tag == b"0"
+    assert (tag, seal) == (b"0", b""), "entries are not signed unless somebody asks for it"
     assert executors(hand) == {b"e1": time}
     assert hand.do("GET", hand.node.executor("e1")) == b'{"pid": 1}'
     assert 4000 < hand.do("PTTL", hand.node.executor("e1")) <= 5000
@@ -337,7 +337,7 @@ def test_a_job_that_is_given_up(ready: Hand) -> None:
     assert (dead[b"id"], dead[b"reason"]) == (b"CPU/" + jobs[0].id, reply)
     assert b"h" in dead
     assert ready.length() == 1
-    assert len(ready.do("KEYS", "*:cap:*")) == 1
+    assert len(ready.do("KEYS", "*:cap:*")) == 2, "the letter keeps what it was to run on"
     assert ready.do("GET", ready.node.bytes("CPU")) == b"%d" % len(LARGE)
 
 

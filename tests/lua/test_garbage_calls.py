@@ -82,7 +82,15 @@ SOUND: dict[str, list[Any]] = {
         "m", "INPUTS", "1", "VALUE", ROW, "NAMES", "1", "x", "OUTPUTS", "1", "y", "TIMEOUT", "1000", "TICKET", "T", "c",
     ],
     "AI_CANCEL": ["T", "CPU/1-1"],
+    "AI_DEADDEL": ["D", "1-1"],
+    "AI_DEADGET": ["D"],
+    "AI_DEADRETRY": ["D", "TIMEOUT", "1000"],
+    "AI_DEADSCAN": ["0", "COUNT", "10", "MODEL", "m"],
     "AI_INFO": ["VERSION", "1"],
+    "AI_NODE": [],
+    "KS_CATALOG": ["0", "10", "REVS"],
+    "KS_MERGE": ["NEWER", "1", "m2", "5", "t", "2", "m2", "{}", "m3", "6", "", "0"],
+    "KS_REFRESH": ["m", "none"],
     "KS_BEAT": ["e1", "{}", "2000", "CPU", "GPU:1"],
     "KS_COMPLETE": [
         "CPU", "e1", "100", "u-1", "10", "1", "0", "0", "2",
@@ -91,7 +99,7 @@ SOUND: dict[str, list[Any]] = {
     ],
     "KS_EXPIRE": ["CPU", "1-1", "J"],
     "KS_EXTEND": ["CPU", "e1", "1-1", "J"],
-    "KS_LEAVE": ["e1", "CPU"],
+    "KS_LEAVE": ["e1", "CPU", "!", "CPU/1-1"],
     "KS_PUBLISH": ["CPU", "e1", "L", "u", "1", "ready", "0" * 64, '{"inputs":[],"outputs":null}', ""],
     "KS_RECOVER": ["CPU", "e1", "0", "3"],
     "KS_VERSION": [],
@@ -138,7 +146,8 @@ def prepare(hand: Hand) -> dict[str, Any]:
     hand.predict()
     claimed = hand.do("XREADGROUP", "GROUP", "ks", "e1", "STREAMS", hand.node.jobs("CPU"), ">")[0][1]
     hand.predict()
-    return {"T": b"ks:{%b}:t" % hand.node.tag, "L": claimed[0][0], "J": claimed[2][0]}
+    letter = hand.do("XADD", hand.node.dead, "*", "id", "CPU/1-1", "reason", "r", *claimed[2][1])
+    return {"D": letter, "T": b"ks:{%b}:t" % hand.node.tag, "L": claimed[0][0], "J": claimed[2][0]}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

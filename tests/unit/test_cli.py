@@ -73,7 +73,7 @@ def test_without_click_it_says_which_extra() -> None:
     assert not done.stdout
 
 
-@pytest.mark.parametrize(("command", "extra"), [("up", "local"), ("executor", "executor")])
+@pytest.mark.parametrize(("command", "extra"), [("up", "local"), ("cluster", "local"), ("executor", "executor")])
 def test_a_command_says_which_extra_it_needs(command: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = keyside(command)
@@ -537,6 +537,8 @@ def test_a_healthy_server_gives_no_complaint() -> None:
         ({"executors": {"memory": 99}}, "executor", "warn"),
         ({"executors": {"keyside": "9.9"}}, "executor", "warn"),
         ({"remote_executors": 1}, "executors", "warn"),
+        ({"executors": {"local": False}}, "executors", "warn"),
+        ({"lua": "TRYAGAIN a key of this call is not on this node now"}, "functions", "fail"),
         ({"queues": {"executors": 0}}, "queue CPU", "warn"),
         ({"queues": {"executors": 0, "depth": 1}}, "queue CPU", "fail"),
         ({"queues": {"depth": 5, "oldest_ms": 60_000}}, "queue CPU", "warn"),
@@ -548,7 +550,8 @@ def test_a_healthy_server_gives_no_complaint() -> None:
         ({"info": {"total_system_memory": 60}}, "memory", "warn"),
         ({"info": {"maxmemory": 100, "maxmemory_policy": "allkeys-lru"}}, "eviction", "fail"),
         ({"info": {"maxmemory": 100, "maxmemory_policy": "volatile-lru"}}, "eviction", "warn"),
-        ({"info": {"maxmemory_policy": "allkeys-lru"}}, "eviction", "warn"),
+        ({"info": {"maxmemory_policy": "allkeys-lru"}}, "eviction", "fail"),
+        ({"info": {"maxmemory_policy": "volatile-ttl"}}, "eviction", "warn"),
         ({"info": {"maxmemory_policy": ""}}, "eviction", "warn"),
         ({"info": {"aof_enabled": 0}}, "persistence", "warn"),
         ({"info": {"aof_last_write_status": "err"}}, "persistence", "fail"),

@@ -12,7 +12,7 @@ from keyside.executor.protocol import BadEntry, Finished, Job, complete, entry_o
 from keyside.tensorstore import npy
 from keyside.tensorstore.errors import InputLost
 
-HEADER: list[Any] = [1, "run", "u-1", "m", 1, 1000, "", "", ["v", "ck", "rx"], [], ["y"], 7]
+HEADER: list[Any] = [1, "run", "u-1", "m", 1, 1000, "", "", ["v", "cks:{x}:cap:1", "rx"], [], ["y"], 7]
 VALUE = npy.to_bytes(np.arange(3))
 
 
@@ -23,7 +23,7 @@ def entry(header: list[Any]) -> list[bytes]:
 def test_an_entry_of_ours() -> None:
     job = parse_entry("CPU", b"5-0", entry(HEADER))
     assert (job.op, job.model, job.key, job.version, job.deadline) == (b"run", b"u-1", b"m", 1, 1000)
-    assert job.captures == [b"k"]
+    assert job.captures == [b"ks:{x}:cap:1"]
     assert job.missing == [1, 2]
     job.decode([npy.to_bytes(np.ones(2)), VALUE])
     assert [array.tolist() for array in job.arrays] == [[0, 1, 2], [1, 1], [0, 1, 2]]
@@ -32,7 +32,7 @@ def test_an_entry_of_ours() -> None:
 @pytest.mark.parametrize("value", [None, ConnectionError("gone"), b"", b"a string of the user's"])
 def test_an_input_that_has_gone_is_lost(value: Any) -> None:
     job = parse_entry("CPU", b"5-0", entry(HEADER))
-    with pytest.raises(InputLost, match="input key 'k'"):
+    with pytest.raises(InputLost, match=r"input key 'ks:\{x\}:cap:1'"):
         job.decode([value, VALUE])
 
 

@@ -41,6 +41,8 @@ def test_everything_can_be_set() -> None:
             "KEYSIDE_INLINE_MS": "0.5",
             "KEYSIDE_MIN_BATCH_TIMEOUT_MS": "20",
             "KEYSIDE_DRAIN_S": "1",
+            "KEYSIDE_RUN_LIMIT_S": "2.5",
+            "KEYSIDE_LOAD_LIMIT_S": "0",
         }
     )
 
@@ -65,6 +67,8 @@ def test_everything_can_be_set() -> None:
         inline_ms=0.5,
         min_batch_timeout_ms=20,
         drain_s=1.0,
+        run_limit_s=2.5,
+        load_limit_s=0.0,
     )
     assert "secret" not in repr(settings)
 

@@ -1,0 +1,545 @@
+"""Networks that delay, cut, drip, swallow and fall apart, between client and server and between executor and server."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import redis as redis_py
+from tests import models, more_models, raw
+from tests.clients import Connect, connector
+from tests.executors import Executor
+from tests.faults import NODE, QUICK, STREAM, ZERO, busy, calls, held_by, holders
+from tests.proxy import Proxy
+from tests.servers import ROOT, Server, wait_until
+
+from keyside import Key, errors
+from keyside.executor.wire import Wire
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+Y = X * 2 + 1
+BIG = np.random.default_rng(1).random((20_000, 4), np.float32)
+IDLE = 0.4
+SLACK = 1.0
+"""On top of a call's deadline and of the time after which a silent connection counts as lost."""
+
+submits = b"AI_PREDICT"
+
+
+# --- between client and server
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
+    async for made in connector(request.param):
+        yield made
+
+
+@pytest.fixture
+def proxy(executor: Executor) -> Iterator[Proxy]:
+    with Proxy(executor.server) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(connect: Connect, proxy: Proxy, db: redis_py.Redis) -> Any:
+    made = connect(proxy.url, timeout=5, idle_timeout=IDLE)
+    await made.store("m", models.affine())
+    assert np.array_equal(await made.predict("m", X), Y)
+    return made
+
+
+async def runs(client: Any) -> int:
+    return int((await client.model_stats("m")).calls)
+
+
+class ended_within:  # noqa: N801  # reads as what it is
+    """What is in the `with` ends in so many seconds, and some."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        took = time.monotonic() - self.began
+        assert took < self.seconds + SLACK, f"{took:.1f} s instead of {self.seconds:g}"
+
+
+async def test_slow_replies(client: Any, proxy: Proxy) -> None:
+    before = await runs(client)
+    proxy.delay(0.15)
+    with ended_within(3):
+        assert np.array_equal(await client.predict("m", X), Y)
+        await client.set("x", X)
+        assert np.array_equal(await client.get("x"), X)
+    proxy.heal()
+    assert await runs(client) == before + 1
+
+
+@pytest.mark.parametrize("direction", ["replies", "requests"])
+async def test_bytes_that_drip(client: Any, proxy: Proxy, direction: Any) -> None:
+    before = await runs(client)
+    await client.set("x", BIG)
+    fault = proxy.drip(3 if direction == "replies" else 50, 0.001, direction, lambda data: len(data) < 2000)
+    assert np.array_equal(await client.predict("m", X), Y)
+    assert fault.happened.is_set()
+    proxy.heal()
+    assert np.array_equal(await client.get("x"), BIG)
+    assert await runs(client) == before + 1
+
+
+@pytest.mark.parametrize("keep", [0, 1, 4, 20, 150])
+async def test_a_reply_that_is_cut_short(client: Any, proxy: Proxy, keep: int) -> None:
+    """Whatever of it arrives: it is not taken for the whole, and the call goes on over another connection."""
+    before = await runs(client)
+    fault = proxy.truncate(keep, "replies", lambda data: b"CPU/" in data or b"m@1" in data)
+    try:
+        assert np.array_equal(await client.predict("m", X, timeout=1), Y)
+    except errors.TimedOut as error:
+        assert "connection" in str(error)  # the connection took the reply along
+    assert fault.happened.is_set()
+    proxy.heal()
+    assert await runs(client) == before + 1
+
+
+@pytest.mark.parametrize("keep", [1, 30, 200])
+async def test_a_request_that_is_cut_short(client: Any, proxy: Proxy, keep: int, db: redis_py.Redis) -> None:
+    before = await runs(client)
+    fault = proxy.truncate(keep, "requests", lambda data: submits in data)
+    assert np.array_equal(await client.predict("m", X), Y)
+    assert fault.happened.is_set()
+    assert await runs(client) == before + 1
+    fault = proxy.truncate(keep, "requests", lambda data: submits in data or len(data) > 10_000)
+    assert np.array_equal(await client.predict("m", BIG), BIG * 2 + 1)
+    assert fault.happened.is_set()
+    assert await runs(client) == before + 2
+    wait_until(lambda: not raw.private_keys(db), "nothing private is left")
+
+
+async def test_a_large_value_that_is_cut_short(client: Any, proxy: Proxy) -> None:
+    await client.set("x", BIG)
+    fault = proxy.truncate(100_000, "replies", lambda data: len(data) > 10_000)
+    assert np.array_equal(await client.get("x"), BIG)
+    assert fault.happened.is_set()
+    fault = proxy.truncate(100_000, "requests", lambda data: len(data) > 10_000)
+    await client.set("y", BIG + 1)
+    assert fault.happened.is_set()
+    assert np.array_equal(await client.get("y"), BIG + 1)
+
+
+async def test_replies_that_vanish(client: Any, proxy: Proxy) -> None:
+    """A connection that is half open: the server has all, the client hears nothing more on it."""
+    before = await runs(client)
+    fault = proxy.swallow("replies", lambda data: b"CPU/" in data, once=True)
+    with ended_within(5):
+        # It is not to be told whether this has run, so it is asked for again, under its number.
+        try:
+            assert np.array_equal(await client.predict("m", X, timeout=4), Y)
+        except errors.TimedOut as error:
+            assert "connection" in str(error)
+    assert fault.happened.is_set()
+    proxy.heal()
+    assert await runs(client) == before + 1
+    assert np.array_equal(await client.predict("m", X), Y)
+
+
+async def test_requests_that_vanish(client: Any, proxy: Proxy) -> None:
+    before = await runs(client)
+    fault = proxy.swallow("requests", lambda data: submits in data, once=True)
+    with ended_within(5):
+        assert np.array_equal(await client.predict("m", X, timeout=4), Y)
+    assert fault.happened.is_set()
+    assert await runs(client) == before + 1
+
+
+async def test_a_blackhole_ends_each_call_in_its_time(client: Any, proxy: Proxy) -> None:
+    await client.set("x", X)
+    with proxy.blackholed():
+        for call, seconds in (
+            (lambda: client.predict("m", X, timeout=0.5), 0.5),
+            (lambda: client.execute("m", "x", "y", timeout=0.5), 0.5),
+            (lambda: client.predict_many("m", X, batch=1, timeout=0.5), 0.5),
+            (lambda: client.get("x"), IDLE),
+            (lambda: client.set("x", X), IDLE),
+        ):
+            # Twice, since what was lost may be tried once more; and what it takes to connect.
+            with ended_within(seconds + 0.5 + 2 * IDLE), pytest.raises(errors.KeysideError) as caught:
+                await call()
+            assert caught.value.code in ("UNREACHABLE", "TIMEDOUT"), caught.value
+    assert np.array_equal(await client.predict("m", X), Y)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="a silent connection is given up after idle_timeout, whatever the deadline of the call")
+async def test_a_deadline_that_is_shorter_than_the_idle_timeout(connect: Connect, proxy: Proxy) -> None:
+    client = connect(proxy.url, timeout=5, idle_timeout=4)
+    await client.store("m", models.affine())
+    await client.predict("m", X)
+    with proxy.blackholed(), ended_within(0.5 + 0.5), pytest.raises(errors.KeysideError):
+        await client.predict("m", X, timeout=0.5)
+
+
+async def test_a_blackhole_that_ends_in_time(client: Any, proxy: Proxy) -> None:
+    before = await runs(client)
+    proxy.blackhole()
+    asking = asyncio.ensure_future(client.predict("m", X, timeout=8))
+    await asyncio.sleep(1.0)
+    proxy.heal()
+    with ended_within(7):
+        assert np.array_equal(await asking, Y)
+    assert await runs(client) == before + 1
+
+
+async def test_a_partition_that_ends_in_time(client: Any, proxy: Proxy) -> None:
+    """All that was said arrives late, the call that was sent meanwhile as well: it runs once."""
+    before = await runs(client)
+    with proxy.partitioned():
+        asking = asyncio.ensure_future(client.predict("m", X, timeout=8))
+        await asyncio.sleep(1.2)
+    assert np.array_equal(await asking, Y)
+    # What was held has arrived by now: a call behind it on a new connection has been answered.
+    assert np.array_equal(await client.predict("m", X), Y)
+    assert await runs(client) == before + 2
+
+
+async def test_more_connections_than_a_pool_of_redis_py_would_make(client: Any, proxy: Proxy) -> None:
+    """redis-py's pool counts what it has ever made, and stops at 100."""
+    for n in range(130):
+        proxy.cut()
+        assert np.array_equal(await client.predict("m", X + n), (X + n) * 2 + 1)
+
+
+# --- CLIENT KILL and CLIENT PAUSE under load
+
+
+def load(client: Any, seconds: float, meanwhile: Callable[[], None], width: int = 6) -> tuple[int, list[str]]:
+    """Ask from some threads while something is done now and then; how many answers were right, and what was said else."""
+    over = threading.Event()
+    right: list[int] = []
+    said: list[str] = []
+
+    def work(number: int) -> None:
+        n = 0
+        while not over.is_set():
+            n += 1
+            x = np.full((1, 4), number * 100_000 + n, np.float32)
+            began = time.monotonic()
+            try:
+                answer = client.predict("m", x, timeout=5)
+            except errors.KeysideError as error:
+                said.append(error.code)
+            else:
+                assert np.array_equal(answer, x * 2 + 1)
+                right.append(n)
+            assert time.monotonic() - began < 5 + SLACK + 0.5
+
+    with ThreadPoolExecutor(width) as pool:
+        workers = [pool.submit(work, number) for number in range(width)]
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            meanwhile()
+        over.set()
+        for worker in workers:
+            worker.result()
+    return len(right), said
+
+
+@pytest.fixture
+def shared(executor: Executor, db: redis_py.Redis) -> Iterator[Any]:
+    import keyside
+
+    with keyside.Client(executor.url, timeout=5) as client:
+        client.store("m", models.affine())
+        yield client
+
+
+@pytest.mark.parametrize("kind", ["normal", "pubsub", "by one"])
+def test_client_kill_under_load(shared: Any, db: redis_py.Redis, executor: Executor, kind: str) -> None:
+    before = shared.model_stats("m").calls
+
+    def kill() -> None:
+        time.sleep(0.15)
+        if kind == "by one":
+            ids = [one["id"] for one in db.client_list() if one["name"].startswith("keyside-")]
+            for one in ids[::2]:
+                db.client_kill_filter(_id=one)
+        else:
+            db.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+    right, said = load(shared, 2.0, kill)
+    assert right > 50
+    # A reply that was on its way on a connection that was killed is lost, and is called that.
+    assert set(said) <= {"TIMEDOUT", "UNREACHABLE"}, said
+    wait_until(lambda: db.xlen(STREAM) == 0, "the queue is empty")
+    ended = shared.model_stats("m").calls - before
+    assert right <= ended <= right + len(said)
+    assert np.array_equal(shared.predict("m", X), Y)
+
+
+@pytest.mark.parametrize("what", ["ALL", "WRITE"])
+def test_client_pause_under_load(shared: Any, db: redis_py.Redis, what: str) -> None:
+    before = shared.model_stats("m").calls
+
+    def pause() -> None:
+        db.execute_command("CLIENT", "PAUSE", 250, what)
+        time.sleep(0.4)
+
+    right, said = load(shared, 2.0, pause)
+    assert said == []
+    assert right > 50
+    assert shared.model_stats("m").calls - before == right
+
+
+@pytest.mark.slow
+def test_the_server_is_killed_under_load(redis_own: Server) -> None:
+    import keyside
+
+    redis_own.load_library()
+    with Executor(redis_own, **QUICK), keyside.Client(redis_own.url_unix, timeout=5) as client:
+        client.store("m", models.affine())
+        before = client.model_stats("m").calls
+
+        def crash() -> None:
+            time.sleep(0.7)
+            redis_own.kill()
+            redis_own.start()
+
+        right, said = load(client, 3.0, crash)
+        assert right > 50
+        assert set(said) <= {"TIMEDOUT", "UNREACHABLE"}, said
+        with redis_own.client() as db:
+            wait_until(lambda: db.xlen(STREAM) == 0, "the queue is empty")
+            # What was said yes to was in the log: none ran twice, and none was lost but for replies on their way.
+            ended = client.model_stats("m").calls - before
+            assert right <= ended <= right + len(said)
+            assert not raw.private_keys(db)
+
+
+# --- clients that die
+
+
+def test_a_client_is_killed_with_jobs_in_flight(executor: Executor, db: redis_py.Redis) -> None:
+    """Its temporaries, captures and tickets go by themselves."""
+    raw.store(db, "slow", more_models.slow())
+    raw.put(db, "x", np.zeros((8000, 1), np.int64))
+    script = """
+        import sys, threading, numpy as np, keyside
+        client = keyside.Client(sys.argv[1], timeout=1)
+        big = np.zeros((8000, 1), np.int64)
+        for n in range(6):
+            threading.Thread(target=client.predict, args=("slow", big), daemon=True).start()
+            client.submit("slow", keyside.Key("x"))
+            client.submit("slow", "x", "y")
+        print("sent", flush=True)
+        threading.Event().wait()
+    """
+    with raw.paused(executor):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), executor.url], stdout=subprocess.PIPE, cwd=ROOT, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sent\n"
+        wait_until(lambda: db.xlen(STREAM) == 18, "all of them are queued")
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert any(b":cap:" in key for key in raw.private_keys(db))
+        for key in db.scan_iter("ks:{*", count=1000):
+            if key.partition(b"}:")[2].split(b":")[0] in (b"cap", b"tmp", b"t", b"seen", b"ticket"):
+                assert 0 < db.pttl(key) <= 90_000, key
+    wait_until(lambda: db.xlen(STREAM) == 0, "they are run, or are over")
+    kinds = (b"cap", b"tmp", b"t", b"ticket")
+
+    def left(kinds: tuple[bytes, ...]) -> list[bytes]:
+        return [key for key in db.scan_iter("ks:{*", count=1000) if key.partition(b"}:")[2].split(b":")[0] in kinds]
+
+    wait_until(lambda: not left(kinds), "nothing of it is left", 15)
+    for key in left((b"out",)):  # large outputs that a reply has named
+        assert 0 < db.pttl(key) <= 60_000
+
+
+def test_a_ticket_expires(executor: Executor, db: redis_py.Redis) -> None:
+    """A reply that nobody fetches goes 10 s after the deadline, and no one who comes later gets it or waits for ever."""
+    raw.store(db, "m", models.affine())
+    ticket = raw.call(db, *raw.predict("m", X, options=("TIMEOUT", 300)))
+    wait_until(lambda: db.exists(ticket), "the reply is there")
+    assert 9_000 < db.pttl(ticket) <= 10_300
+    db.pexpire(ticket, 50)
+    wait_until(lambda: not db.exists(ticket), "it is gone")
+    assert db.blpop([ticket], timeout=0.2) is None
+    assert db.fcall("AI_CANCEL", 0, ticket) == 0
+
+
+# --- memory
+
+
+def test_captures_that_are_evicted(redis_own: Server) -> None:
+    """allkeys-lru takes what was captured: the caller is told INPUTLOST, and nothing is written."""
+    import keyside
+
+    redis_own.load_library()
+    with Executor(redis_own, **QUICK) as executor, redis_own.client() as db, keyside.Client(redis_own.url_unix) as client:
+        client.store("m", models.affine())
+        client.set("x", BIG)
+        with raw.paused(executor):
+            handles = [client.submit("m", Key("x"), timeout=20) for _ in range(8)]
+            captures = [key for key in raw.private_keys(db) if b":cap:" in key]
+            assert len(captures) == 8
+            db.config_set("maxmemory-policy", "allkeys-lru")
+            # Whatever else is there has been used since: the captures are the oldest.
+            time.sleep(1.1)
+            for key in db.scan_iter(count=1000):
+                if key not in captures:
+                    db.touch(key)
+            db.config_set("maxmemory-samples", 64)
+            db.config_set("maxmemory", int(db.info("memory")["used_memory"]) - 4 * BIG.nbytes)
+            wait_until(lambda: (db.set("filler", b"x"), not all(db.exists(key) for key in captures))[1], "some are evicted")
+            gone = sum(not db.exists(key) for key in captures)
+            db.config_set("maxmemory", 0)
+            db.config_set("maxmemory-policy", "noeviction")
+        lost = 0
+        for handle in handles:
+            try:
+                np.testing.assert_allclose(handle.result(), BIG * 2 + 1, rtol=1e-6)
+            except errors.InputLost:
+                lost += 1
+        assert lost == gone >= 1
+        assert not raw.private_keys(db)
+
+
+# --- between executor and server
+
+
+@pytest.fixture
+def apart(redis_own: Server) -> Iterator[tuple[Proxy, Executor, Any]]:
+    """A proxy, an executor that goes through it, and a plain client; AOF is on."""
+    redis_own.load_library()
+    with Proxy(redis_own) as proxy, redis_own.client() as db:
+        executor = Executor(redis_own, **QUICK)
+        executor.url = proxy.url
+        with executor:
+            raw.store(db, "slow", more_models.slow())
+            raw.store(db, "m", models.affine())
+            yield proxy, executor, db
+
+
+def one_answer(db: Any, ticket: bytes) -> None:
+    assert raw.answer(db, ticket, 15).outputs == {}
+    np.testing.assert_array_equal(raw.get(db, "y"), raw.get(db, "x"))
+    wait_until(lambda: db.xlen(STREAM) == 0, "the queue is empty")
+    assert holders(db) == {}
+
+
+@pytest.mark.parametrize("how", ["partition", "blackhole"])
+def test_an_executor_that_is_cut_off_for_longer_than_its_lease(apart: Any, how: str) -> None:
+    """Another takes its job over; what it then says of it, or said while nobody heard, counts for nothing."""
+    proxy, first, db = apart
+    with Executor(first.server, **QUICK) as second:
+        with raw.paused(second):
+            ticket = busy(db, 0.5)
+            wait_until(lambda: held_by(db, [first, second]) is first, "the first has it")
+            apart_from_now = proxy.partitioned() if how == "partition" else proxy.blackholed()
+            apart_from_now.__enter__()
+        one_answer(db, ticket)
+        assert "job taken over" in second.output
+        db.set("y", b"mine now")
+        db.delete(ticket)
+        apart_from_now.__exit__(None, None, None)
+    if how == "partition":
+        # Its answer was on its way all the time, and arrives.
+        wait_until(lambda: "taken over or cancelled" in first.output, "it is told that the job was not its own", 35)
+    wait_until(lambda: first.registered() and alive(db, first), "it is back", 40)
+    assert db.get("y") == b"mine now"
+    assert not db.exists(ticket)
+    assert calls(db, "slow") == 1
+    assert raw.run(db, raw.predict("slow", ZERO)).outputs["y"] == 0
+    assert raw.private_keys(db) == set()
+
+
+def alive(db: Any, executor: Executor) -> bool:
+    """Whether its heartbeat is younger than two beats."""
+    now = db.time()[0] * 1000 + db.time()[1] // 1000
+    for name, at in db.zrange(NODE.executors, 0, -1, withscores=True):
+        info = db.get(NODE.executor(name))
+        if info is not None and json.loads(info)["pid"] == executor.pid:
+            return bool(now - at < 4 * QUICK["beat_ms"])
+    return False
+
+
+def test_an_executor_whose_connections_are_cut(apart: Any) -> None:
+    proxy, executor, db = apart
+    tickets = {}
+    for i in range(120):
+        if i % 30 == 15:
+            proxy.cut()
+        x = np.full((1, 4), i, np.float32)
+        tickets[raw.call(db, *raw.predict("m", x))] = x
+    for ticket, x in tickets.items():
+        np.testing.assert_array_equal(raw.answer(db, ticket, 15).outputs["y"], x * 2 + 1)
+    assert calls(db, "m") == 120
+    assert db.exists(*tickets) == 0
+    assert db.xlen(STREAM) == 0
+
+
+def test_an_executors_connection_more_often_than_a_pool_of_redis_py_would(redis: Server) -> None:
+    wire = Wire(redis.url_unix, name="again")
+    for _ in range(130):
+        wire.connect()
+    assert wire.call("PING") == "PONG"
+    wire.close()
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "replies"])
+def test_a_completion_that_is_lost(apart: Any, moment: str) -> None:
+    """Whether the server has heard it or not: it is answered once, and counted once."""
+    proxy, _, db = apart
+    raw.run(db, raw.predict("m", X))
+    before = calls(db, "m")
+    rule: Callable[[bytes], bool]
+    rule = (lambda data: data.startswith(b"$1\r\n1\r\n")) if moment == "replies" else (lambda data: b"KS_COMPLETE" in data)
+    happened = proxy.once(moment, rule)
+    ticket = raw.call(db, *raw.predict("m", X))
+    np.testing.assert_array_equal(raw.answer(db, ticket, 15).outputs["y"], Y)
+    assert happened.wait(5)
+    wait_until(lambda: db.xlen(STREAM) == 0, "the queue is empty")
+    assert not db.exists(ticket)
+    assert calls(db, "m") == before + 1
+
+
+@pytest.mark.parametrize("keep", [1, 40, 150])
+def test_a_claim_or_completion_that_is_cut_short(apart: Any, keep: int) -> None:
+    proxy, _, db = apart
+    for direction, word in (("replies", b"\x93NUMPY"), ("requests", b"KS_COMPLETE")):
+        before = calls(db, "m")
+        fault = proxy.truncate(keep, direction, lambda data, word=word: word in data)  # type: ignore[arg-type, misc]
+        ticket = raw.call(db, *raw.predict("m", X))
+        np.testing.assert_array_equal(raw.answer(db, ticket, 15).outputs["y"], Y)
+        assert fault.happened.wait(1)
+        wait_until(lambda: db.xlen(STREAM) == 0, "the queue is empty")
+        assert calls(db, "m") == before + 1
+        assert not db.exists(ticket)
+
+
+def test_an_executor_far_away(apart: Any) -> None:
+    """Slow replies and slow bytes cost time and nothing else."""
+    proxy, _, db = apart
+    proxy.delay(0.03)
+    proxy.drip(200, 0.001, "requests", lambda data: len(data) < 5_000)
+    before = calls(db, "m")
+    tickets = {raw.call(db, *raw.predict("m", X + i)): i for i in range(10)}
+    for ticket, i in tickets.items():
+        np.testing.assert_array_equal(raw.answer(db, ticket, 15).outputs["y"], (X + i) * 2 + 1)
+    proxy.heal()
+    wait_until(lambda: db.xlen(STREAM) == 0, "the queue is empty")
+    assert calls(db, "m") == before + 10
