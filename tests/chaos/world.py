@@ -1,12 +1,13 @@
 """What the harness runs its load on: a server or a cluster, executors, proxies, models."""
 
 import contextlib
-import json
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
+import redis as redis_py
 from tests import models, more_models
 from tests.executors import Executor
 from tests.proxy import Proxy
@@ -42,9 +43,11 @@ class World:
 
     def __init__(self, kind: Kind, *, cluster: bool, executors: int = 2) -> None:
         self.kind = kind
-        self.cluster = Cluster(kind, appendonly="yes") if cluster else None
-        # A server that is killed keeps what it has said yes to, since it writes before it answers.
-        self.servers = self.cluster.nodes if self.cluster else [Server(kind, appendonly="yes")]
+        # A server that is killed keeps what it has said yes to, since it writes before it answers. (With `everysec` it
+        # may put that off for the length of an fsync.)
+        log: dict[str, Any] = {"appendonly": "yes", "appendfsync": "no"}
+        self.cluster = Cluster(kind, **log) if cluster else None
+        self.servers = self.cluster.nodes if self.cluster else [Server(kind, **log)]
         self.executors: list[Executor] = []
         self.proxies: list[Proxy] = []  # of a single server: for callers, and for the second executor
         self.samples: list[Sample] = []
@@ -101,8 +104,17 @@ class World:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def start(self, executor: Executor) -> None:
-        """Start one; on a replica it stands by."""
-        executor.start()
+        """Start one, though its server may be down or about to go down."""
+        ends = time.monotonic() + 30
+        while not self._over.is_set():
+            try:
+                executor.start()
+            except (redis_py.RedisError, OSError, AssertionError):
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
 
     def _end(self, executor: Executor) -> None:
         if executor.process is None:
@@ -154,11 +166,12 @@ class World:
         for node in self.primaries:
             with node.client() as client:
                 for key in client.scan_iter("ks:{*}:stats:*", count=1000):
-                    found[key.decode()] = found.get(key.decode(), 0) + int(client.hget(key, "calls") or 0)
+                    name = key.decode()
+                    found[name] = found.get(name, 0) + int(client.hget(key, "calls") or 0)
         return found
 
     def left(self) -> dict[str, Any]:
-        """Our keys that are left: those without TTL that should have one, and the others by kind with the longest TTL."""
+        """Our keys that are left: those that should have a TTL, and those that have one, by kind, with the longest."""
         forever: list[str] = []
         kinds: dict[str, tuple[int, int]] = {}
         unread = 0
@@ -183,19 +196,16 @@ class World:
         """What executors have said that they should not."""
         found = []
         for executor in self.executors:
-            for line in executor.output.splitlines():
-                if "Traceback" in line or '"level": "critical"' in line or "has ended" in line:
-                    found.append(f"{executor.url}: {line[:300]}")
+            lines = executor.output.splitlines()
+            found += [f"{executor.url}: {line[:300]}" for line in lines if "Traceback" in line or "has ended" in line]
         return found
 
     def about(self) -> str:
         """One line that says what this is."""
-        return json.dumps(
-            {"kind": self.kind, "servers": len(self.servers), "executors": len(self.executors), "cluster": bool(self.cluster)}
-        )
+        what = "cluster" if self.cluster else "server"
+        return f"{self.kind} {what}, {len(self.servers)} servers, {len(self.executors)} executors"
 
 
 def resident(pid: int) -> int:
     """Bytes of memory that a process has."""
-    with open(f"/proc/{pid}/statm", "rb") as file:
-        return int(file.read().split()[1]) * 4096
+    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * 4096
