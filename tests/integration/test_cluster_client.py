@@ -12,7 +12,7 @@ from tests import models
 from tests.clients import Connect, connector
 from tests.clusters import Grid, spread
 from tests.lua import jobs
-from tests.servers import Kind, wait_until
+from tests.servers import Kind
 
 import keyside
 from keyside import errors
@@ -74,7 +74,8 @@ async def test_values_in_hand_go_to_all_nodes(client: Any, grid: Grid) -> None:
 
 
 async def test_tensors(client: Any, grid: Grid) -> None:
-    for number, key in enumerate((*SHAPES, *grid.apart())):
+    names: list[str | bytes] = [*SHAPES, *grid.apart()]
+    for number, key in enumerate(names):
         for value in (X + number, BIG):
             await client.set(key, value, ex=60)
             np.testing.assert_array_equal(await client.get(key), value)
@@ -268,8 +269,6 @@ async def test_user_and_name_hold_for_all_nodes(connect: Connect, grid: Grid) ->
         await client.predict("m", X)
     for node in nodes:
         with node.client() as db:
-            wait_until(
-                lambda db=db: any(c["name"] == "mine" and c["user"] == "u" for c in db.client_list()), "it is there"
-            )
+            assert any(one["name"] == "mine" and one["user"] == "u" for one in db.client_list())
     with pytest.raises(errors.NoPerm):
         await connect(f"redis://u:wrong@127.0.0.1:{nodes[0].port}").predict("m", X)

@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -48,7 +49,7 @@ class Watched:
             primary, replica = self.servers
             primary.load_library()
             with replica.client() as db:
-                db.replicaof("127.0.0.1", primary.port)  # type: ignore[no-untyped-call]
+                db.replicaof("127.0.0.1", primary.port)
                 wait_until(lambda: db.execute_command("ROLE")[3] == b"connected", "the replica has come up")
             self._watch(primary)
         except BaseException:
@@ -65,7 +66,7 @@ class Watched:
             binary = find_binary(self._kind, directory)
             self._sentinels.append(subprocess.Popen([str(binary), str(conf), "--sentinel"], stdin=subprocess.DEVNULL))
         for port in self.ports:
-            wait_until(lambda port=port: self._knows(port), f"the sentinel on {port} knows all others")
+            wait_until(partial(self._knows, port), f"the sentinel on {port} knows all others")
 
     def _knows(self, port: int) -> bool:
         try:
@@ -74,7 +75,7 @@ class Watched:
         except redis_py.ConnectionError:
             return False
         said = dict(zip(found[::2], found[1::2], strict=True))
-        return said[b"num-other-sentinels"] == b"2" and said[b"num-slaves"] == b"1"
+        return bool(said[b"num-other-sentinels"] == b"2" and said[b"num-slaves"] == b"1")
 
     def __exit__(self, *_: object) -> None:
         for sentinel in self._sentinels:
