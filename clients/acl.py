@@ -279,9 +279,10 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
         _keys("~", own), "string", "any", "hash", "zset", "list", "stream", "set",
         plain=(
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
-            "hgetall", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "xreadgroup", "xread", "xrange",
-            "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim", "xautoclaim", "xpending", "xinfo|consumers",
-            "xinfo|groups", "xinfo|stream", "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
+            "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
+            "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
+            "xautoclaim", "xpending", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
+            "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),
         ),
@@ -289,6 +290,7 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
     return role.done(
         "function|list", "function|load", "info", "client|unblock", "client|no-evict", "subscribe", "psubscribe",
         "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "publish", "spublish", "role", "wait",
+        "multi", "exec", "unwatch", "cluster|myid", "cluster|slots", "readonly", "asking",
         channels=("ks:*", "__key*__:*"),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from keyside.executor.lane import Lane
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.model import Model
+from keyside.executor.peers import on_the_move
 from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, Ref, parse_entry
 from keyside.executor.seals import Seals
 from keyside.executor.wire import Wire
@@ -27,6 +28,7 @@ class Intake:
         held: the jobs of this executor.
         lanes: by device queue; they take what has waited for its model.
         end: ends a job that does not run.
+        moved: takes a job whose inputs are not on this node now.
         seals: knows what entries are signed with.
         refused: counts an entry that was dropped.
     """
@@ -38,9 +40,11 @@ class Intake:
         loader: Loader,
         lanes: Mapping[str, Lane],
         end: Callable[[Finished], None],
+        moved: Callable[[Job], None],
         seals: Seals,
         refused: Callable[[], None],
     ) -> None:
+        self._moved = moved
         self._held = held
         self._cache = cache
         self._loader = loader
@@ -83,8 +87,12 @@ class Intake:
         wanted = [source[0] for job in jobs if job.keyed for source in job.inputs if type(source) is tuple]
         values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())
         for job in jobs:
+            found = [next(values) for _ in job.missing]
+            if found and any(map(on_the_move, found)):
+                self._moved(job)
+                continue
             try:
-                job.decode([next(values) for _ in job.missing])
+                job.decode(found)
             except KeysideError as error:
                 self._fail(job, error)
 
@@ -163,6 +171,10 @@ class Intake:
                     # Nothing is wrong with the model: another executor, or this one later, takes the job over.
                     raise error
                 self._loader.publish(job, model, error)
+            except TryAgain as problem:
+                if problem is not error:
+                    self._moved(job)  # the model has, with its slot
+                    return
             except KeysideError as problem:
                 self._log.error("load not published", model=job.key.decode(errors="replace"), error=str(problem))
             self._held.pop(job.ref, None)
