@@ -16,6 +16,8 @@ __all__ = [
     "InputSpec",
     "ListedModel",
     "ModelStats",
+    "NodeReport",
+    "QueueReport",
     "Submit",
     "ai_cancel",
     "ai_info",
@@ -25,6 +27,7 @@ __all__ = [
     "ai_modelget",
     "ai_modelscan",
     "ai_modelstore",
+    "ai_node",
     "ai_predict",
     "ai_tensorget",
     "ai_tensorset",
@@ -310,6 +313,56 @@ def read_reply(reply: bytes | memoryview) -> PredictReply | None:
     if data == b"OK":
         return None
     raise from_reply(data.decode("utf-8", "replace"))
+
+
+class QueueReport(NamedTuple):
+    """A device queue of a node.
+
+    Attributes:
+        live: executors that take jobs from it.
+        queued: jobs that wait or run.
+        age_ms: of the oldest of these; -1 if there is none.
+    """
+
+    live: int
+    queued: int
+    age_ms: int
+
+
+class NodeReport(NamedTuple):
+    """What a node says of itself.
+
+    Attributes:
+        tag: of its own keys.
+        cluster: whether it is one of a cluster.
+        now: its time, ms.
+        library: version of the function library.
+        complete: whether its catalog knows the models of all other nodes.
+        devices: its queues.
+    """
+
+    tag: bytes
+    cluster: bool
+    now: int
+    library: int
+    complete: bool
+    devices: dict[str, QueueReport]
+
+
+def ai_node() -> Command[NodeReport]:
+    """Ask a node what it is and how much it has to do; the answer also shows that its functions work."""
+    return _fcall("AI_NODE", (), (), _parse_node, readonly=True)
+
+
+def _parse_node(reply: Any) -> NodeReport:
+    found = dict(zip(map(text, reply[::2]), reply[1::2], strict=True))
+    queues = {
+        text(device): QueueReport(int(live), int(queued), int(age)) for device, live, queued, age in found["devices"]
+    }
+    return NodeReport(
+        bytes(found["tag"]), bool(int(found["cluster"])), int(found["now"]), int(found["library"]),
+        bool(int(found["complete"])), queues,
+    )  # fmt: skip
 
 
 def ks_version() -> Command[int]:

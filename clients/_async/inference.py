@@ -19,9 +19,9 @@ from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
 from keyside.clients.transport_async import AsyncTransport
 from keyside.tensorstore import plain
-from keyside.tensorstore.command import Command, Name
+from keyside.tensorstore.command import Name, text
 from keyside.tensorstore.commands import INLINE, read_reply
-from keyside.tensorstore.errors import BadArg, NoModel
+from keyside.tensorstore.errors import BadArg, NoModel, NoTensor
 from keyside.tensorstore.records import Signature
 
 __all__ = ["AsyncInference"]
@@ -42,12 +42,24 @@ class AsyncInference(AsyncBase):
 
     @overload
     async def predict(
-        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["auto"] = "auto"
+        self,
+        target: Name,
+        inputs: object,
+        *,
+        timeout: float | None = None,
+        outputs: Literal["auto"] = "auto",
+        move: bool = False,
     ) -> Any: ...
 
     @overload
     async def predict(
-        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["dict"]
+        self,
+        target: Name,
+        inputs: object,
+        *,
+        timeout: float | None = None,
+        outputs: Literal["dict"],
+        move: bool = False,
     ) -> dict[str, NDArray[Any]]: ...
 
     async def predict(
@@ -57,6 +69,7 @@ class AsyncInference(AsyncBase):
         *,
         timeout: float | None = None,
         outputs: Literal["auto", "dict"] = "auto",
+        move: bool = False,
     ) -> Any:
         """Run a model and return what it gives.
 
@@ -67,6 +80,8 @@ class AsyncInference(AsyncBase):
                 plain numbers and lists of them become the dtype that the model takes.
             timeout: seconds until the deadline; None: the client's.
             outputs: "dict": always a dict.
+            move: on a cluster, input keys in another slot than the first are copied there for the call. Each is read at
+                a time of its own, shortly before the call: together they are no snapshot.
 
         Returns:
             The array if the model has one output, else a dict from names to arrays in the model's order.
@@ -85,7 +100,7 @@ class AsyncInference(AsyncBase):
         transport = self._transport
         packed = transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
         if packed is None:
-            bound = await self._bind(target, binding.bind(inputs))
+            bound = await self._bind(target, binding.bind(inputs), (), move=move)
             reply = await transport.run(self._request(target, bound, (), timeout))
         else:
             reply = await transport.run_packed(packed)
@@ -101,7 +116,13 @@ class AsyncInference(AsyncBase):
         return _single(found)
 
     async def execute(
-        self, target: Name, inputs: object, outputs: Name | Sequence[Name], *, timeout: float | None = None
+        self,
+        target: Name,
+        inputs: object,
+        outputs: Name | Sequence[Name],
+        *,
+        timeout: float | None = None,
+        move: bool = False,
     ) -> None:
         """Run a model on tensors in the database and leave the results there.
 
@@ -110,15 +131,18 @@ class AsyncInference(AsyncBase):
             inputs: the name of a tensor key, or several by position or by name; `Key` and arrays may be among them.
             outputs: the name of a key, or as many as the model has outputs; they may hold tensors, and nothing else.
             timeout: seconds until the deadline; None: the client's.
+            move: on a cluster, input keys in another slot than the outputs are copied there, as for `predict`.
 
         Raises:
+            CrossSlot: on a cluster, the keys are in different slots.
             NoTensor: an input does not exist.
             WrongType: a key holds something else than a tensor.
             KeysideError: as for `predict`.
         """
         await self._functions()
-        bound = await self._bind(target, binding.bind_keys(inputs))
-        request = self._request(target, bound, binding.output_keys(outputs), timeout)
+        names = binding.output_keys(outputs)
+        bound = await self._bind(target, binding.bind_keys(inputs), names, move=move)
+        request = self._request(target, bound, names, timeout)
         read_reply(await self._transport.run(request))
 
     async def submit(
@@ -128,6 +152,7 @@ class AsyncInference(AsyncBase):
         outputs: Name | Sequence[Name] | None = None,
         *,
         timeout: float | None = None,
+        move: bool = False,
     ) -> AsyncHandle:
         """Submit a job and return once the server has accepted it.
 
@@ -139,6 +164,7 @@ class AsyncInference(AsyncBase):
             inputs: as for `predict`, or with `outputs` as for `execute`.
             outputs: keys for the results; None: they come back as the handle's result.
             timeout: seconds until the deadline; None: the client's.
+            move: as for `execute`.
 
         Returns:
             A handle to wait for the result or to cancel the job.
@@ -147,10 +173,9 @@ class AsyncInference(AsyncBase):
             KeysideError: the server refuses the job, as for `predict`.
         """
         await self._functions()
-        if outputs is None:
-            bound, names = await self._bind(target, binding.bind(inputs)), []
-        else:
-            bound, names = await self._bind(target, binding.bind_keys(inputs)), binding.output_keys(outputs)
+        names = [] if outputs is None else binding.output_keys(outputs)
+        bound = binding.bind(inputs) if outputs is None else binding.bind_keys(inputs)
+        bound = await self._bind(target, bound, names, move=move)
         request = self._request(target, bound, names, timeout)
         pending = await self._transport.begin(request)
         return AsyncHandle(self._transport, pending, self._result)
@@ -184,7 +209,7 @@ class AsyncInference(AsyncBase):
         if batch < 1 or window < 1:
             raise BadArg("batch and window are at least 1")
         await self._functions()
-        bound = await self._bind(target, binding.bind(rows))
+        bound = await self._bind(target, binding.bind(rows), ())
         count = binding.count_rows(bound)
         size = _slice_rows(bound, batch)
         parts: dict[int, dict[str, NDArray[Any]]] = {}
@@ -210,10 +235,18 @@ class AsyncInference(AsyncBase):
         seconds = self._timeout if timeout is None else timeout
         return binding.request(target, bound, outputs, seconds, transport.identity, transport.node)
 
-    async def _bind(self, target: Name, bound: Bound) -> Bound:
-        """Make arrays of plain values: for that one has to know what the model takes."""
+    async def _bind(self, target: Name, bound: Bound, outputs: Sequence[bytes], *, move: bool = False) -> Bound:
+        """Make arrays of plain values: for that one has to know what the model takes; and fetch what shall be moved."""
         if bound.needs_signature:
             bound.convert(await self._signature(target))
+        if move and not self._transport.node:
+            places = binding.strangers(bound, outputs)
+            names = [bound.items[place].name for place in places]  # type: ignore[attr-defined]
+            values = await self._transport.call_many([plain.get_bytes(name) for name in names])
+            for place, name, value in zip(places, names, values, strict=True):
+                if value is None:
+                    raise NoTensor(f"there is no key {text(name)!r}")
+                bound.items[place] = binding.Moved(b"", memoryview(value))
         return bound
 
     async def _signature(self, target: Name) -> Signature | None:
@@ -221,7 +254,7 @@ class AsyncInference(AsyncBase):
         now = time.monotonic()
         if known is None or known[0] < now:
             try:
-                record = await self._transport.call(plain.catalog_record(self._transport.node, target))
+                record = await self._transport.record(target)
             except NoModel:
                 return None  # the call itself says it better
             known = (now + _SIGNATURE_S, record.signature)
@@ -243,9 +276,7 @@ class AsyncInference(AsyncBase):
         staged = [value for value in found.outputs.values() if isinstance(value, str)]
         fetched: dict[str, NDArray[Any]] = {}
         if staged:
-            batch: list[Command[Any]] = [*map(plain.get_output, staged), plain.unlink(staged)]
-            arrays = await self._transport.call_many(batch)
-            fetched = dict(zip(staged, arrays, strict=False))
+            fetched = dict(zip(staged, await self._transport.collect(staged), strict=True))
         return {
             name: fetched[value] if isinstance(value, str) else plain.array(value)
             for name, value in found.outputs.items()

@@ -17,9 +17,9 @@ from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
 from keyside.clients.transport_sync import SyncTransport
 from keyside.tensorstore import plain
-from keyside.tensorstore.command import Command, Name
+from keyside.tensorstore.command import Name, text
 from keyside.tensorstore.commands import INLINE, read_reply
-from keyside.tensorstore.errors import BadArg, NoModel
+from keyside.tensorstore.errors import BadArg, NoModel, NoTensor
 from keyside.tensorstore.records import Signature
 
 __all__ = ["Inference"]
@@ -40,12 +40,24 @@ class Inference(Base):
 
     @overload
     def predict(
-        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["auto"] = "auto"
+        self,
+        target: Name,
+        inputs: object,
+        *,
+        timeout: float | None = None,
+        outputs: Literal["auto"] = "auto",
+        move: bool = False,
     ) -> Any: ...
 
     @overload
     def predict(
-        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["dict"]
+        self,
+        target: Name,
+        inputs: object,
+        *,
+        timeout: float | None = None,
+        outputs: Literal["dict"],
+        move: bool = False,
     ) -> dict[str, NDArray[Any]]: ...
 
     def predict(
@@ -55,6 +67,7 @@ class Inference(Base):
         *,
         timeout: float | None = None,
         outputs: Literal["auto", "dict"] = "auto",
+        move: bool = False,
     ) -> Any:
         """Run a model and return what it gives.
 
@@ -65,6 +78,8 @@ class Inference(Base):
                 plain numbers and lists of them become the dtype that the model takes.
             timeout: seconds until the deadline; None: the client's.
             outputs: "dict": always a dict.
+            move: on a cluster, input keys in another slot than the first are copied there for the call. Each is read at
+                a time of its own, shortly before the call: together they are no snapshot.
 
         Returns:
             The array if the model has one output, else a dict from names to arrays in the model's order.
@@ -83,7 +98,7 @@ class Inference(Base):
         transport = self._transport
         packed = transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
         if packed is None:
-            bound = self._bind(target, binding.bind(inputs))
+            bound = self._bind(target, binding.bind(inputs), (), move=move)
             reply = transport.run(self._request(target, bound, (), timeout))
         else:
             reply = transport.run_packed(packed)
@@ -99,7 +114,13 @@ class Inference(Base):
         return _single(found)
 
     def execute(
-        self, target: Name, inputs: object, outputs: Name | Sequence[Name], *, timeout: float | None = None
+        self,
+        target: Name,
+        inputs: object,
+        outputs: Name | Sequence[Name],
+        *,
+        timeout: float | None = None,
+        move: bool = False,
     ) -> None:
         """Run a model on tensors in the database and leave the results there.
 
@@ -108,15 +129,18 @@ class Inference(Base):
             inputs: the name of a tensor key, or several by position or by name; `Key` and arrays may be among them.
             outputs: the name of a key, or as many as the model has outputs; they may hold tensors, and nothing else.
             timeout: seconds until the deadline; None: the client's.
+            move: on a cluster, input keys in another slot than the outputs are copied there, as for `predict`.
 
         Raises:
+            CrossSlot: on a cluster, the keys are in different slots.
             NoTensor: an input does not exist.
             WrongType: a key holds something else than a tensor.
             KeysideError: as for `predict`.
         """
         self._functions()
-        bound = self._bind(target, binding.bind_keys(inputs))
-        request = self._request(target, bound, binding.output_keys(outputs), timeout)
+        names = binding.output_keys(outputs)
+        bound = self._bind(target, binding.bind_keys(inputs), names, move=move)
+        request = self._request(target, bound, names, timeout)
         read_reply(self._transport.run(request))
 
     def submit(
@@ -126,6 +150,7 @@ class Inference(Base):
         outputs: Name | Sequence[Name] | None = None,
         *,
         timeout: float | None = None,
+        move: bool = False,
     ) -> Handle:
         """Submit a job and return once the server has accepted it.
 
@@ -137,6 +162,7 @@ class Inference(Base):
             inputs: as for `predict`, or with `outputs` as for `execute`.
             outputs: keys for the results; None: they come back as the handle's result.
             timeout: seconds until the deadline; None: the client's.
+            move: as for `execute`.
 
         Returns:
             A handle to wait for the result or to cancel the job.
@@ -145,10 +171,9 @@ class Inference(Base):
             KeysideError: the server refuses the job, as for `predict`.
         """
         self._functions()
-        if outputs is None:
-            bound, names = self._bind(target, binding.bind(inputs)), []
-        else:
-            bound, names = self._bind(target, binding.bind_keys(inputs)), binding.output_keys(outputs)
+        names = [] if outputs is None else binding.output_keys(outputs)
+        bound = binding.bind(inputs) if outputs is None else binding.bind_keys(inputs)
+        bound = self._bind(target, bound, names, move=move)
         request = self._request(target, bound, names, timeout)
         pending = self._transport.begin(request)
         return Handle(self._transport, pending, self._result)
@@ -182,7 +207,7 @@ class Inference(Base):
         if batch < 1 or window < 1:
             raise BadArg("batch and window are at least 1")
         self._functions()
-        bound = self._bind(target, binding.bind(rows))
+        bound = self._bind(target, binding.bind(rows), ())
         count = binding.count_rows(bound)
         size = _slice_rows(bound, batch)
         parts: dict[int, dict[str, NDArray[Any]]] = {}
@@ -208,10 +233,18 @@ class Inference(Base):
         seconds = self._timeout if timeout is None else timeout
         return binding.request(target, bound, outputs, seconds, transport.identity, transport.node)
 
-    def _bind(self, target: Name, bound: Bound) -> Bound:
-        """Make arrays of plain values: for that one has to know what the model takes."""
+    def _bind(self, target: Name, bound: Bound, outputs: Sequence[bytes], *, move: bool = False) -> Bound:
+        """Make arrays of plain values: for that one has to know what the model takes; and fetch what shall be moved."""
         if bound.needs_signature:
             bound.convert(self._signature(target))
+        if move and not self._transport.node:
+            places = binding.strangers(bound, outputs)
+            names = [bound.items[place].name for place in places]  # type: ignore[attr-defined]
+            values = self._transport.call_many([plain.get_bytes(name) for name in names])
+            for place, name, value in zip(places, names, values, strict=True):
+                if value is None:
+                    raise NoTensor(f"there is no key {text(name)!r}")
+                bound.items[place] = binding.Moved(b"", memoryview(value))
         return bound
 
     def _signature(self, target: Name) -> Signature | None:
@@ -219,7 +252,7 @@ class Inference(Base):
         now = time.monotonic()
         if known is None or known[0] < now:
             try:
-                record = self._transport.call(plain.catalog_record(self._transport.node, target))
+                record = self._transport.record(target)
             except NoModel:
                 return None  # the call itself says it better
             known = (now + _SIGNATURE_S, record.signature)
@@ -241,9 +274,7 @@ class Inference(Base):
         staged = [value for value in found.outputs.values() if isinstance(value, str)]
         fetched: dict[str, NDArray[Any]] = {}
         if staged:
-            batch: list[Command[Any]] = [*map(plain.get_output, staged), plain.unlink(staged)]
-            arrays = self._transport.call_many(batch)
-            fetched = dict(zip(staged, arrays, strict=False))
+            fetched = dict(zip(staged, self._transport.collect(staged), strict=True))
         return {
             name: fetched[value] if isinstance(value, str) else plain.array(value)
             for name, value in found.outputs.items()

@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Config:
         width: calls at the same time.
         timeout: of a call, seconds.
         idle: seconds after which a silent connection is given up.
-        count: of calls; 0: until it is told to stop.
+        count: of calls; then it says so, and goes on until it is told to stop.
         pause: seconds between two calls of one worker.
         slots: on a cluster: keys lie in all slots, one after the other; how many processes share them.
         only: names of operations; empty: all of them.
@@ -89,6 +90,7 @@ class Result:
     late: list[str] = field(default_factory=list)
     latest: float = 0.0
     bare: int = 0
+    places: list[int] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
 
@@ -127,7 +129,7 @@ class Caller:
     # --- the load
 
     async def run(self) -> None:
-        """Call until told to stop, or as often as was said."""
+        """Call until told to stop."""
         await asyncio.gather(*(self._worker() for _ in range(self.config.width)))
 
     async def _worker(self) -> None:
@@ -135,8 +137,8 @@ class Caller:
         weights = [self._kinds[name][0] for name in names]
         while not self.stopping:
             n = next(self._numbers)
-            if self.config.count and n >= self.config.count:
-                return
+            if n == self.config.count and n:
+                say({"done": True})
             rng = random.Random(self.config.seed * 1_000_003 + self.config.number * 10_007 + n)
             name = rng.choices(names, weights)[0]
             await self._ask(name, n, rng)
@@ -158,13 +160,13 @@ class Caller:
         try:
             task.result()
         except Wrong as error:
-            result.wrong.append(f"{name} {n}: {error}")
+            result.wrong.append(f"{now()} {name} {n}: {error}")
         except KeysideError as error:
             result.codes[error.code] += 1
             if error.code == "ERR" or "internal" in error.text:
-                result.strange.append(f"{name} {n}: {error}")
+                result.strange.append(f"{now()} {name} {n}: {error}")
             elif error.code not in EXPECTED:
-                result.odd.append(f"{name} {n}: {error}")
+                result.odd.append(f"{now()} {name} {n}: {error}")
         except Exception as error:  # a client says KeysideError, or there is something to mend
             text = "".join(traceback.format_exception(error)[-3:])
             result.bare += 1
@@ -196,7 +198,9 @@ class Caller:
     def _key(self, n: int, rng: random.Random, what: str) -> str:
         tag = "chaos"
         if self.config.slots:
-            place = next(self._places) * self.config.slots + self.config.number % self.config.slots
+            count = next(self._places)
+            self.result.places = [count + 1]
+            place = count * self.config.slots + self.config.number % self.config.slots
             tag = slot_tag(place * SLOT_STEP % SLOTS).decode()
         return f"chaos:{{{tag}}}:{self.config.number}:{n}:{what}"
 
@@ -330,6 +334,11 @@ def same(got: Any, wanted: Array) -> None:
         raise Wrong(f"{text} instead of {list(wanted.shape)} {wanted.ravel()[:3]}")
 
 
+def now() -> str:
+    """The time of day, as executors log it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 async def serve(config: Config) -> None:
     """Make the client, call, and take orders."""
     loop = asyncio.get_running_loop()
@@ -346,8 +355,6 @@ async def serve(config: Config) -> None:
     async for connect in connector(config.kind):
         caller = Caller(config, connect(config.url, timeout=config.timeout, idle_timeout=config.idle))
         load = asyncio.ensure_future(caller.run())
-        if config.count:
-            load.add_done_callback(lambda _: say({"done": True}))
         while order := await orders.get():
             word, _, rest = order.partition(" ")
             if word == "stop":

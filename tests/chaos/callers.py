@@ -110,7 +110,7 @@ class Callers:
         total = self.total
         for name in ("calls", "right", "codes"):
             getattr(total, name).update(Counter(said[name]))
-        for name in ("wrong", "hung", "late", "strange", "odd"):
+        for name in ("wrong", "hung", "late", "strange", "odd", "places"):
             getattr(total, name).extend(said[name])
         total.jobs += said["jobs"]
         total.bare += said["bare"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import redis as redis_py
+from tests.chaos.caller import now
 from tests.chaos.callers import Callers
 from tests.chaos.slots import Mover
 from tests.chaos.world import EXECUTOR, World
@@ -131,7 +132,7 @@ class Trouble:
             self.failed.append(f"{event.name}: {error}")
 
     def _say(self, at: float, text: str) -> None:
-        line = f"{at:6.1f}-{time.monotonic() - self._began:5.1f} s  {text}"
+        line = f"{now()} {at:6.1f}-{time.monotonic() - self._began:5.1f} s  {text}"
         with self._lock:
             self.log.append(line)
         print(line, flush=True)

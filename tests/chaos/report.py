@@ -7,6 +7,8 @@ from tests.chaos.callers import Callers
 from tests.chaos.faults import Trouble
 from tests.chaos.world import World
 
+from keyside.tensorstore.keys import SLOTS
+
 __all__ = ["growth", "report", "show", "verdict"]
 
 LONGEST_MS = 90_000
@@ -36,6 +38,8 @@ def report(world: World, callers: Callers, trouble: Trouble, seconds: float, see
         "seconds": round(seconds, 1),
         "faults": len(trouble.log),
         "faults failed": trouble.failed,
+        # Processes take turns with the slots, so what the least has done all have done.
+        "slots asked": min(len(total.places) * min(total.places, default=0), SLOTS),
         "slots moved": trouble.mover.moved if trouble.mover else 0,
         "callers killed": callers.killed,
         "calls": sum(total.calls.values()),
@@ -106,7 +110,8 @@ def show(found: dict[str, Any], problems: list[str]) -> str:
     lines = [
         "",
         f"{found['about']}, seed {found['seed']}, {found['seconds']:g} s",
-        f"faults {found['faults']}, callers killed {found['callers killed']}, slots moved {found['slots moved']}",
+        f"faults {found['faults']}, callers killed {found['callers killed']}",
+        f"slots: keys in {found['slots asked']:,}, {found['slots moved']} moved",
         f"calls {found['calls']:,}: right {found['right']:,}, codes {found['codes']}",
         f"  by kind: {found['by kind']}",
         f"  wrong {len(found['wrong'])}, hung {len(found['hung'])}, {late}",

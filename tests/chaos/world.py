@@ -1,8 +1,10 @@
 """What the harness runs its load on: a server or a cluster, executors, proxies, models."""
 
 import contextlib
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +16,7 @@ from tests.proxy import Proxy
 from tests.servers import Cluster, Kind, Server, wait_until
 
 import keyside
+from keyside.tensorstore.keys import NodeKeys
 
 __all__ = ["EXECUTOR", "MODELS", "Sample", "World"]
 
@@ -30,6 +33,27 @@ class Sample:
     at: float
     servers: dict[str, int] = field(default_factory=dict)
     executors: dict[str, int] = field(default_factory=dict)
+
+
+class Beside(Executor):
+    """An executor beside a node of a cluster: beside a replica it stands by, and then it is not registered."""
+
+    def start(self) -> Self:
+        """Start it and wait until it has looked where it is."""
+        self._said = len(self.output)
+        return super().start()
+
+    def registered(self) -> bool:
+        """Whether it serves its node, or stands by where that is a replica."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the executor ended with {self.process.returncode}:\n{self.output}"
+        with self.server.client(socket_timeout=1) as client:
+            if client.info("replication")["role"] != "master":
+                return any(word in self.output[self._said :] for word in ("standby", "executor ready"))
+            tag = bytes(client.execute_command("FCALL_RO", "AI_NODE", 0)[1])  # type: ignore[no-untyped-call]
+            names = client.zrange(f"ks:{{{tag.decode()}}}:executors", 0, -1)
+            infos = [client.get(NodeKeys(tag).executor(name)) for name in names]
+        return any(f'"pid": {self.process.pid},'.encode() in (info or b"") for info in infos)
 
 
 class World:
@@ -92,12 +116,13 @@ class World:
             self.proxies = [self._stack.enter_context(Proxy(server)) for _ in range(2)]
         for node in self.cluster.nodes if self.cluster else self.servers:
             for _ in range(self._per_node if self.cluster is None else 1):
-                self.executors.append(Executor(node, **EXECUTOR))
+                self.executors.append((Executor if self.cluster is None else Beside)(node, **EXECUTOR))
         if self.proxies:
             self.executors[-1].url = self.proxies[1].url
         for executor in self.executors:
             self._stack.callback(self._end, executor)
-            self.start(executor)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.start, self.executors))
         with keyside.Client(self.url, timeout=30) as client:
             for name, blob in MODELS.items():
                 client.store(name, blob, timeout=60)
@@ -126,6 +151,11 @@ class World:
             with contextlib.suppress(Exception):
                 executor.process.wait(15)
             executor.kill()
+        if folder := os.environ.get("CHAOS_LOGS"):  # to find out what happened
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"executor-{self.executors.index(executor)}-{executor.server.port}.log").write_text(
+                executor.output
+            )
         executor.log.unlink(missing_ok=True)
 
     # --- what is to be seen
@@ -158,7 +188,7 @@ class World:
         """Wait until nothing waits or runs any more, and all executors are well."""
         wait_until(lambda: self.queued() == 0, "the queues are empty", seconds)
         for executor in self.executors:
-            wait_until(executor.registered, f"{executor.url} has its executor", seconds)
+            wait_until(lambda one=executor: _well(one), f"{executor.url} has its executor", seconds)  # type: ignore[misc]
 
     def counted(self) -> dict[str, int]:
         """Jobs that executors have ended, by the counters of the nodes."""
@@ -204,6 +234,14 @@ class World:
         """One line that says what this is."""
         what = "cluster" if self.cluster else "server"
         return f"{self.kind} {what}, {len(self.servers)} servers, {len(self.executors)} executors"
+
+
+def _well(executor: Executor) -> bool:
+    """Whether it is registered; a server that just fails over may not be able to tell."""
+    try:
+        return executor.registered()
+    except redis_py.RedisError:
+        return False
 
 
 def resident(pid: int) -> int:
