@@ -78,6 +78,11 @@ class Watchdog(threading.Thread):
         self._next_recovery = 0.0
         self._kick.set()
 
+    def beat_soon(self) -> None:
+        """Look now what a heartbeat shows."""
+        self._next_beat = 0.0
+        self._kick.set()
+
     def stop(self) -> None:
         """End the thread."""
         self._over.set()
@@ -118,6 +123,7 @@ class Watchdog(threading.Thread):
         after = time.monotonic()
         self._set_clock(int(reply[0]), before, after)
         self.last_beat = after
+        self._worker.used([bytes(word).decode() for word in reply[3]] if len(reply) > 3 else ())  # noqa: PLR2004
         self._worker.seals.told(wire, bytes(reply[2]).decode() if len(reply) > 2 else "")
         return bytes(reply[1])
 
@@ -159,14 +165,14 @@ class Watchdog(threading.Thread):
     def _tick(self, now: float) -> None:
         worker = self._worker
         self._abandoner.look(self._wire, now)
-        if worker.claiming and (worker.stopping.is_set() or worker.moving or worker.has_room()):
-            self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_beat:
+            self._next_beat = now + self._settings.beat_ms / 1000  # unless it is to be sooner
             tag = self.beat(self._wire)
             self._look_for_others()
             if tag != worker.node.tag:
                 worker.moved(tag)
-            self._next_beat = now + self._settings.beat_ms / 1000
+        if worker.claiming and (worker.stopping.is_set() or worker.moving or worker.has_room()):
+            self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_lease:
             self._extend(now)
             self._next_lease = now + self._settings.lease_ms / 4000

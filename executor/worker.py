@@ -163,7 +163,7 @@ class Worker:
             line.settle()
             # While there is nothing else to do; it holds unless what comes now goes to a lane. Where a queue was left
             # out, the watchdog has to know which until this claim is over.
-            planned = b"" if self._claims.left_out else self._plan()
+            planned = b"" if self._claims.left_out or not self._claims.foreseen else self._plan()
             claimed = self.wire.read_small()
         finally:
             self.claiming = False
@@ -194,6 +194,8 @@ class Worker:
             reply: of the server.
             planned: the next claim, if nothing is left of this one.
         """
+        if not self._claims.foreseen and not isinstance(reply, hiredis.ReplyError):
+            self._claims.note(reply)
         if reply is None:
             return
         if isinstance(reply, hiredis.ReplyError):
@@ -214,8 +216,9 @@ class Worker:
                 self._line.outbox.append(parcel)
                 self._planned = planned
                 return
-        for stream, entries in reply:
-            self._accept(self._claims.streams[bytes(stream)], entries, now)
+        found = [(self._claims.streams[bytes(stream)], entries) for stream, entries in reply]
+        for queue, entries in found:
+            self._accept(queue, entries, now)
 
     def _accept(self, queue: str, entries: Sequence[Any], now: float) -> None:
         jobs: list[Job] = []
@@ -223,6 +226,9 @@ class Worker:
             for entry_id, fields in entries:
                 job = self._intake.parse(self._line, queue, entry_id, fields)
                 if job is None:
+                    continue
+                if job.op == b"look":
+                    self._look(self._line, job)
                     continue
                 job.claimed = now
                 self.held[job.ref] = job
@@ -257,6 +263,16 @@ class Worker:
                     with contextlib.suppress(Unreachable):  # these run all the same; the next to send notices
                         self._line.claim_ahead(plan)
             self._run_here(lane, here)
+
+    def _look(self, wire: Wire | Line, job: Job) -> None:
+        """See at once what a heartbeat would show: a queue is used for the first time."""
+        stream = self.node.queue(job.queue)
+        wire.call_many(((b"XACK", stream, GROUP, job.id), (b"XDEL", stream, job.id)))
+        self.watchdog.beat_soon()
+
+    def used(self, words: Sequence[str]) -> None:
+        """Serve the queues of priorities that are in use; called on any thread."""
+        self._claims.use(words)
 
     def _run_here(self, lane: Lane, jobs: Sequence[tuple[Model, Job]]) -> None:
         """Run what is quick on this thread."""
@@ -366,6 +382,9 @@ class Worker:
         job = self._intake.parse(wire, queue, entry_id, fields)
         if job is None:
             return
+        if job.op == b"look":
+            self._look(wire, job)
+            return
         self.log.warning("job taken over", queue=queue, id=entry_id.decode(), delivery=deliveries)
         job.alone = deliveries > 1
         job.claimed = time.monotonic()
@@ -420,13 +439,14 @@ class Worker:
         """Serve the queues of a node from now on."""
         self._moved_to = b""
         self._planned = b""
+        self._claims.refresh()
         if tag == self.node.tag and self._claims.streams:
             return
         self.node = keys.NodeKeys(tag)
         for runner in self._runners:
             runner.node = self.node
         self._intake.serve(self.node)
-        self._claims.streams = {self.node.queue(device): device for device in self.settings.devices}
+        self._claims.serve(self.node, self.settings.devices)
 
     def moved(self, tag: bytes) -> None:
         """Serve the queues of another node tag as soon as the claim under way is over; called by the watchdog."""
