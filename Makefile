@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 INPUTS := pyproject.toml constraints.txt tools/bootstrap.sh
 export PYTHONPATH =
 
-.PHONY: help demo test lint type bench bench-full plots fuzz clean redis
+.PHONY: help demo test lint type bench bench-full plots fuzz chaos acceptance soak clean redis
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,8 +33,18 @@ bench-full: $(VENV)/.stamp-dev redis  ## all in full, with all peers (20 minutes
 plots: $(VENV)/.stamp-dev  ## the charts in docs/benchmarks once more, from benchmarks/results.json
 	$(PY) benchmarks/plots.py
 
-fuzz: $(VENV)/.stamp-dev redis  ## the property tests with many more examples
-	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m hypothesis -o timeout=0
+fuzz: $(VENV)/.stamp-dev redis  ## the fuzzers, ten minutes each (FUZZ_SECONDS), and property tests with more examples
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(PY) -m pytest tests/fuzz -s -o timeout=0
+	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -m hypothesis --ignore tests/fuzz -o timeout=0
+
+chaos: $(VENV)/.stamp-dev redis  ## load with all answers checked while things go wrong, on one server (CHAOS="--cluster valkey", ...)
+	$(PY) -m tests.chaos --wait $(CHAOS)
+
+acceptance: $(VENV)/.stamp-dev redis  ## 20,000 checked requests on clusters through a failover, a killed executor and moved slots
+	$(PY) -m tests.chaos.acceptance --json .cache/acceptance.json
+
+soak: $(VENV)/.stamp-dev redis  ## half an hour of that; figures in .cache/soak.json (SOAK="--cluster redis", ...)
+	$(PY) benchmarks/soak.py $(SOAK)
 
 clean:  ## remove the venv, caches and everything built
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

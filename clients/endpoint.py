@@ -3,16 +3,18 @@
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from keyside.clients.address import parse_address
 from keyside.tensorstore.errors import BadArg, KeysideError, NoPerm, Unreachable, from_reply
 from keyside.tensorstore.sockets import tls_problem
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "NotConnected"]
 
 # What of a redis-py client's settings says where the server is and who calls. The rest, such as how it decodes
 # replies or retries, is that client's own business.
@@ -26,8 +28,24 @@ _CONNECT_S = 5.0
 _HANDSHAKE_S = 10.0
 
 
+def _tls_of(pool: Any) -> dict[str, Any]:
+    return {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
+
+
 def _only_blocking(name: str, value: object) -> bool:
     return not value and name.startswith(_BLOCKING_ONLY)
+
+
+def _carried(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and (name in _CARRIED or (name.startswith("ssl_") and not _only_blocking(name, value)))
+    }
+
+
+class NotConnected(Unreachable):
+    """There is no connection: what was to be sent has surely not been."""
 
 
 class Endpoint:
@@ -35,13 +53,24 @@ class Endpoint:
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
+            Several hosts of a cluster, as in `redis://h1:6379,h2:6379`; or sentinels and what they call the server,
+            `redis+sentinel://h1:26379,h2:26379/mymaster`.
         options: further settings for redis-py's `ConnectionPool.from_url`; what the URL says goes before them.
+            `sentinel_username` and `sentinel_password` are for the sentinels.
 
     Raises:
         BadArg: the URL is none of these, or a setting is unknown.
+
+    Attributes:
+        seeds: further nodes of the same cluster, host and port.
+        sentinels: who knows where the server is; none: it is where the URL says.
+        service: what they call it.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        url, hosts, self.service = parse_address(url)
+        options = dict(options)
+        login = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
         try:
             pool = redis.ConnectionPool.from_url(url, **options)
             twin = redis.asyncio.ConnectionPool.from_url(url, **options)
@@ -49,6 +78,13 @@ class Endpoint:
             raise BadArg(f"not the address of a server: {error}") from error
         self._pools = (pool, twin)
         self._tls = issubclass(pool.connection_class, redis.SSLConnection)
+        self._named = {*options, *parse_qs(urlsplit(url).query)}
+        self.seeds: tuple[tuple[str, int], ...] = () if self.service else hosts[1:]
+        self.sentinels: tuple[Endpoint, ...] = ()
+        if self.service:
+            known = {name: value for name, value in login.items() if value is not None}
+            first = Endpoint(url.partition("?")[0].partition("://")[0] + "://", {**_tls_of(pool), **known})
+            self.sentinels = tuple(first.at(*host) for host in hosts)
         for one in self._pools:
             one.connection_kwargs.update(
                 protocol=2,
@@ -77,23 +113,55 @@ class Endpoint:
 
     @classmethod
     def from_redis(cls, client: Any) -> "Endpoint":
-        """Take server, user and TLS settings of a redis-py client, blocking or asyncio.
+        """Take server, user and TLS settings of a redis-py client, blocking or asyncio, also one of a cluster.
 
         Raises:
-            BadArg: it is no client of a single server.
+            BadArg: it is no such client.
         """
+        nodes = getattr(client, "startup_nodes", None)
+        if nodes:
+            return cls._from_cluster(client, nodes)
         pool = getattr(client, "connection_pool", None)
         settings = getattr(pool, "connection_kwargs", None)
         if settings is None:
-            raise BadArg(f"a redis.Redis or redis.asyncio.Redis is needed, not {type(client).__name__}")
-        options = {
-            name: value
-            for name, value in settings.items()
-            if value is not None and (name in _CARRIED or (name.startswith("ssl_") and not _only_blocking(name, value)))
-        }
+            raise BadArg(
+                f"a redis.Redis, redis.RedisCluster, or an asyncio one, is needed, not {type(client).__name__}"
+            )
+        options = _carried(settings)
         tls = "SSL" in getattr(pool, "connection_class", type(None)).__name__
         scheme = "unix" if "path" in options else "rediss" if tls else "redis"
         return cls(f"{scheme}://", options)
+
+    @classmethod
+    def _from_cluster(cls, client: Any, nodes: Any) -> "Endpoint":
+        known = getattr(client, "nodes_manager", None)
+        settings = dict(getattr(known, "connection_kwargs", None) or getattr(client, "connection_kwargs", {}))
+        tls = bool(settings.pop("ssl", False)) or "SSL" in getattr(settings.get("connection_class"), "__name__", "")
+        for name in ("host", "port", "path"):
+            settings.pop(name, None)
+        listed = list(nodes.values()) if isinstance(nodes, Mapping) else list(nodes)
+        hosts = [(str(node.host), int(node.port)) for node in listed]
+        made = cls("rediss://" if tls else "redis://", {**_carried(settings), "host": hosts[0][0], "port": hosts[0][1]})
+        made.seeds = tuple(hosts[1:])
+        return made
+
+    def at(self, host: str, port: int) -> "Endpoint":
+        """Return another server, where user, database and TLS settings are the same."""
+        settings = self._pools[0].connection_kwargs
+        carried = {
+            name: value
+            for name, value in settings.items()
+            if name in self._named or name in _CARRIED or name.startswith("ssl_")
+        }
+        for name in ("path", "socket_type", "socket_timeout"):
+            carried.pop(name, None)
+        carried.update(host=host, port=port)
+        return Endpoint("rediss://" if self._tls else "redis://", carried)
+
+    @property
+    def host(self) -> str:
+        """Its name; that of this machine for a unix socket."""
+        return str(self._pools[0].connection_kwargs.get("host") or "localhost")
 
     def __str__(self) -> str:
         settings = self._pools[0].connection_kwargs
@@ -152,4 +220,4 @@ class Endpoint:
             return from_reply(str(error))
         settings = self._pools[0].connection_kwargs
         problem, _ = tls_problem(error, tls=self._tls, certificate=bool(settings.get("ssl_certfile")))
-        return Unreachable(f"cannot connect to {self}: {f'{problem} ({error})' if problem else error}")
+        return NotConnected(f"cannot connect to {self}: {f'{problem} ({error})' if problem else error}")

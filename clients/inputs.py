@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keyside.clients.request import Identity, Request
+from keyside.clients.request import Identity, Parts, Request
+from keyside.clients.topology import check_slots
 from keyside.tensorstore import dtypes, keys, npy, plain
 from keyside.tensorstore.command import Command, to_bytes
 from keyside.tensorstore.commands import INLINE, InputSpec, Submit, ai_modelexecute, ai_predict
 from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadValue
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["Bound", "Key", "bind", "bind_keys", "count_rows", "output_keys", "request"]
+__all__ = ["Bound", "Key", "Moved", "bind", "bind_keys", "count_rows", "output_keys", "request", "strangers"]
 
 _MODES = {"copy": b"KEY", "ref": b"REF", "own": b"OWN"}
 
@@ -37,6 +38,13 @@ class Key:
             raise BadArg(f"the mode of a Key is copy, ref or own, not {self.mode!r}")
         if not isinstance(self.name, str | bytes):
             raise BadArg(f"the name of a Key is text or bytes, not {type(self.name).__name__}")
+
+
+class Moved(NamedTuple):
+    """A tensor that was read from where it lies, to be written where the call runs."""
+
+    header: bytes
+    data: memoryview
 
 
 @dataclass(slots=True)
@@ -78,6 +86,8 @@ class Bound:
 
 
 def _is_array(value: object) -> bool:
+    if isinstance(value, Moved):
+        return True
     if isinstance(value, np.generic):  # a number, though it looks like an array
         return False
     return isinstance(value, np.ndarray) or hasattr(value, "__dlpack__") or hasattr(value, "__array__")
@@ -150,7 +160,8 @@ def request(
         outputs: keys for the results; none: they come back in the reply.
         timeout: seconds until the deadline, 0.001 to 86,400.
         identity: of the client.
-        node: tag of the node, in whose slot large values go if the call has no key.
+        node: tag of the node, in whose slot large values go if the call has no key; empty on a cluster, where the node
+            is chosen when it is sent.
         seq: number of the request; None: a new one.
 
     Raises:
@@ -159,6 +170,24 @@ def request(
     if not isinstance(timeout, int | float) or not 0.001 <= timeout <= 86_400:
         raise BadArg(f"a timeout is 0.001 to 86400 seconds, not {timeout!r}")
     seq = identity.number() if seq is None else seq
+    anchor = _tag(bound, outputs)
+    if not node and anchor is not None:
+        check_slots([*(to_bytes(item.name) for item in bound.items if isinstance(item, Key)), *outputs])
+
+    def parts(tag: bytes) -> Parts:
+        return _parts(target, bound, outputs, (identity.id, seq), tag)
+
+    build, before, temporaries = parts(node if anchor is None else anchor)
+    made = Request(target, build, timeout, identity, seq)
+    made.before, made.temporaries = before, temporaries
+    made.tag, made.keyed = (node, False) if anchor is None else (anchor, True)
+    if temporaries:
+        made.remake = parts
+    return made
+
+
+def _parts(target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: tuple[bytes, int], tag: bytes) -> Parts:
+    """Make what of a request depends on where its keys are: large values go to keys in the slot of a tag."""
     specs: list[InputSpec] = []
     before: list[Command[None]] = []
     temporaries: list[bytes] = []
@@ -168,19 +197,15 @@ def request(
             specs.append(InputSpec(_MODES[item.mode], to_bytes(item.name)))
             continue
         all_keys = False
-        header, data = npy.encode(item)
+        header, data = item if isinstance(item, Moved) else npy.encode(item)
         if len(header) + data.nbytes <= INLINE:
             specs.append(InputSpec(b"VALUE", header + data))
             continue
-        name = keys.temporary(_tag(bound, outputs, node), identity.id, seq, index)
+        name = keys.temporary(tag, *number, index)
         before.append(plain.set_temporary(name, header, data))
         temporaries.append(name)
         specs.append(InputSpec(b"OWN", name))
-    build = _builder(target, specs, bound.names, outputs, all_keys=all_keys)
-    made = Request(build, timeout, identity, seq)
-    made.before = before
-    made.temporaries = temporaries
-    return made
+    return Parts(_builder(target, specs, bound.names, outputs, all_keys=all_keys), before, temporaries)
 
 
 def _builder(
@@ -195,12 +220,21 @@ def _builder(
     return execute if all_keys else predict
 
 
-def _tag(bound: Bound, outputs: Sequence[bytes], node: bytes) -> bytes:
-    """Return the hash tag of the slot in which all keys of a call are."""
+def _tag(bound: Bound, outputs: Sequence[bytes]) -> bytes | None:
+    """Return the hash tag of the slot in which all keys of a call are; None if it has none."""
     for item in bound.items:
         if isinstance(item, Key):
             return keys.tag(to_bytes(item.name))
-    return keys.tag(outputs[0]) if outputs else node
+    return keys.tag(outputs[0]) if outputs else None
+
+
+def strangers(bound: Bound, outputs: Sequence[bytes]) -> list[int]:
+    """Return which inputs are keys in another slot than the outputs, or if there are none, than the first key."""
+    names = {index: to_bytes(item.name) for index, item in enumerate(bound.items) if isinstance(item, Key)}
+    if not names:
+        return []
+    slot = keys.slot(outputs[0] if outputs else next(iter(names.values())))
+    return [index for index, name in names.items() if keys.slot(name) != slot]
 
 
 def _convert(value: object, spec: TensorSpec | None) -> NDArray[Any]:

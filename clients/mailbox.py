@@ -4,25 +4,53 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from keyside.clients.channel import Channel
 from keyside.clients.packed import Packed
 from keyside.clients.pending import AsyncPending
-from keyside.clients.request import MARGIN_S, Request, answered, may_retry, not_answered, pauses, reply_lost
+from keyside.clients.request import MARGIN_S, Identity, Request, answered, may_retry, not_answered, pauses, reply_lost
 from keyside.tensorstore import commands, keys, plain
+from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import Cancelled, KeysideError, TryAgain, Unreachable
 
-if TYPE_CHECKING:
-    from keyside.clients.transport_async import AsyncTransport
+T = TypeVar("T")
 
-__all__ = ["Mailbox"]
+__all__ = ["BLOCK_S", "REPLIES", "Lines", "Mailbox"]
 
-_BLOCK_S = 5.0
+BLOCK_S = 5.0
 _LATE_S = 0.25
 _GRAIN_S = 0.02
 _DIGITS = 16
-_REPLIES = 1000
+REPLIES = 1000
+
+
+class Lines(Protocol):
+    """What a mailbox needs of a transport; see `AsyncTransport`."""
+
+    node: bytes
+    identity: Identity
+    idle: float
+    reached: bool
+
+    @property
+    def closed(self) -> bool:
+        """Whether there will be no connection any more."""
+
+    async def channel(self, *, bulk: bool = False) -> Channel:
+        """Return a connection to send on."""
+
+    async def connect(self, name: str, idle: float) -> Channel:
+        """Make a connection for the caller alone."""
+
+    async def call(self, command: Command[T]) -> T:
+        """Send a command and return its result."""
+
+    def post(self, batch: Sequence[Command[Any]]) -> None:
+        """Send commands whose results nobody waits for."""
+
+    async def who_serves(self, device: str) -> str:
+        """Say which executors could answer on a queue."""
 
 
 class Mailbox:
@@ -32,7 +60,10 @@ class Mailbox:
         transport: gives the connections.
     """
 
-    def __init__(self, transport: "AsyncTransport") -> None:
+    # Refusals that are no reason to give up begin like this.
+    _refusals: tuple[bytes, ...] = (b"TRYAGAIN ",)
+
+    def __init__(self, transport: "Lines") -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._key = keys.mailbox(transport.node, transport.identity.id)
@@ -40,7 +71,7 @@ class Mailbox:
         self._timer: asyncio.TimerHandle | None = None
         self._due = float("inf")  # when the timer goes off
         self._reader: asyncio.Task[None] | None = None
-        self._take = plain.blmpop(self._key, _BLOCK_S, _REPLIES)
+        self._take = plain.blmpop(self._key, BLOCK_S, REPLIES)
         self._turns = 0
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,7 +200,7 @@ class Mailbox:
         while self._waiting:
             try:
                 if self._channel is None or not self._channel.open:
-                    self._channel = await self._transport.connect("keyside-client", self._transport.idle + _BLOCK_S)
+                    self._channel = await self._transport.connect("keyside-client", self._transport.idle + BLOCK_S)
                 self._turns = 0
                 turn: asyncio.Future[KeysideError | None] = self._loop.create_future()
                 self._ask(self._channel, turn)
@@ -219,7 +250,7 @@ class Mailbox:
             if pending is None:
                 continue
             # A refusal comes here too. One that is no reason to give up is dealt with where the call's own reply comes.
-            if reply.startswith(b"TRYAGAIN ") and (pending.refused or not pending.sent):
+            if reply.startswith(self._refusals) and (pending.refused or not pending.sent):
                 pending.refused -= 1
                 continue
             del waiting[pending.request.seq]

@@ -3,7 +3,7 @@
 The bytes are those that the builders in `commands` and `plain` give; anything unusual is left to them.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from keyside.tensorstore.command import Command, Name, to_bytes
 from keyside.tensorstore.commands import INLINE
 from keyside.tensorstore.errors import KeysideError
 
-__all__ = ["Packed", "Packer"]
+__all__ = ["Packed", "Packer", "Packs"]
 
 _CACHE_ENTRIES = 4096
 _MODES = {mode: b"$%d\r\n%b\r\n" % (len(word), word) for mode, word in
@@ -30,7 +30,7 @@ class Packed(Request):
         patience: seconds that this wait takes at most.
     """
 
-    __slots__ = ("_inputs", "_node", "_target", "data", "patience")
+    __slots__ = ("_inputs", "data", "patience")
 
     def __init__(self, data: bytes, target: Name, inputs: object, tail: "_Tail", packer: "Packer", seq: int) -> None:
         self.data = data
@@ -40,14 +40,21 @@ class Packed(Request):
         self.patience = tail.patience
         self.identity = packer.identity
         self.seq = seq
-        self._node = packer.node
-        self._target = target
+        self.tag = packer.node
+        self.target = target
         self._inputs = inputs
 
     def submit(self, seconds: float, ticket: bytes, corr: bytes = b"") -> Command[bytes]:
         """Return the call that submits it once more, to end within some seconds."""
-        made = request(self._target, bind(self._inputs), (), self.timeout, self.identity, self._node, self.seq)
+        made = request(self.target, bind(self._inputs), (), self.timeout, self.identity, self.tag, self.seq)
         return made.submit(seconds, ticket, corr)
+
+
+class Packs(Protocol):
+    """Encodes calls; see `Packer.pack`."""
+
+    def pack(self, target: Name, inputs: object, timeout: float) -> Packed | None:
+        """Encode a call, if it is of the usual kind."""
 
 
 class _Tail:
@@ -70,9 +77,13 @@ class Packer:
         identity: the client's.
         node: tag of the node.
         mailbox: the list for the replies to all requests; None: each gets a ticket of its own, and a BLPOP behind it.
+        most: seconds that this waits at most.
     """
 
-    def __init__(self, identity: Identity, node: bytes, mailbox: bytes | None = None) -> None:
+    def __init__(
+        self, identity: Identity, node: bytes, mailbox: bytes | None = None, most: float = float("inf")
+    ) -> None:
+        self._most = most
         self.identity = identity
         self.node = node
         self._mailbox = mailbox
@@ -161,7 +172,7 @@ class Packer:
     def _tail(self, timeout: float, seq: int) -> _Tail:
         """Encode the end of calls whose numbers have as many digits as this one."""
         digits = len(str(seq))
-        ms, patience = max(1, round(timeout * 1000)), timeout + MARGIN_S
+        ms, patience = max(1, round(timeout * 1000)), min(timeout + MARGIN_S, self._most)
         number = b"$%d\r\n%%d\r\n" % digits
         until = _escaped(b"TIMEOUT", b"%d" % ms, b"TICKET")
         client = _escaped(b"ID", self.identity.id)

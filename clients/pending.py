@@ -45,7 +45,7 @@ class AsyncPending:
         self.request = request
         self.ends = time.monotonic() + request.timeout
         self.future: asyncio.Future[bytes] = loop.create_future()
-        self._mailbox = mailbox
+        self.mailbox = mailbox
 
     async def accepted(self) -> None:
         """Wait until the server has accepted it.
@@ -64,7 +64,7 @@ class AsyncPending:
 
     def answer(self, reply: Any) -> None:
         """Take the reply to the call that submits it."""
-        self._mailbox.submitted(self, reply)
+        self.mailbox.submitted(self, reply)
 
     def accept(self, job: bytes) -> None:
         """Take note that the server has accepted it."""

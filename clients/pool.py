@@ -5,16 +5,18 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keyside.clients.endpoint import Endpoint
+from keyside.clients.places import OneNode
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, npy, plain
 from keyside.tensorstore.command import Command, Name, to_bytes
 from keyside.tensorstore.errors import KeysideError, Unreachable
+from keyside.tensorstore.plain import CatalogRecord
 
 __all__ = ["Pool"]
 
@@ -22,7 +24,7 @@ T = TypeVar("T")
 _IDLE_MAX = 32
 
 
-class Pool:
+class Pool(OneNode):
     """Connections to one server, and commands.
 
     Args:
@@ -30,13 +32,14 @@ class Pool:
         idle: seconds without a byte after which the server counts as gone.
 
     Attributes:
+        idle: see above.
         reached: there has been a connection.
         closed: there will be none any more.
     """
 
     def __init__(self, endpoint: Endpoint, idle: float) -> None:
         self.endpoint = endpoint
-        self._idle_s = idle
+        self.idle = idle
         self.node = keys.STANDALONE_TAG
         self.begin_anew()
         _ALL.add(self)
@@ -57,15 +60,19 @@ class Pool:
 
     # --- connections
 
-    def take(self) -> Wire:
-        """Return a connection for the caller alone; `give` takes it back."""
+    def take(self, patience: float | None = None) -> Wire:
+        """Return a connection for the caller alone; `give` takes it back.
+
+        Args:
+            patience: seconds that each step of making one may take; None: as long as the server may be silent.
+        """
         if self.closed:
             raise Unreachable("this client is closed")
         while True:
             try:
                 wire = self._free.pop()
             except IndexError:
-                wire = Wire(self.endpoint, "keyside-client", self._idle_s)
+                wire = Wire(self.endpoint, "keyside-client", self.idle, patience)
                 self.reached = True
                 return wire
             if wire.usable:
@@ -216,6 +223,31 @@ class Pool:
         self.close_free()
         return self._exchange((command,))[0]
 
+    def unlink(self, names: Sequence[Name]) -> int:
+        """Delete keys; return how many there were."""
+        return self.call(plain.unlink(names))
+
+    def collect(self, names: Sequence[Name]) -> list[NDArray[Any]]:
+        """Read outputs that a reply names, and delete them."""
+        found: list[NDArray[Any]] = self.call_many([*map(plain.get_output, names), plain.unlink(names)])[:-1]
+        return found
+
+    def record(self, target: Name) -> CatalogRecord:
+        """Read what the functions know about a target.
+
+        Raises:
+            NoModel: there is none.
+        """
+        return self.call(plain.catalog_record(self.node, target))
+
+    def call_at(self, tag: bytes, command: Command[T]) -> T:  # noqa: ARG002  # there is but one node
+        """Send a command that has no keys to the node of a tag."""
+        return self.call(command)
+
+    def not_ready(self, model: str, device: str) -> tuple[list[str], tuple[str, ...]]:  # noqa: ARG002
+        """Say which executors of a cluster have not loaded a version, and which of its nodes have none for it."""
+        return [], ()
+
     def run_blocking(self, function: Callable[[], T]) -> T:
         """Run what may wait for a disk."""
         return function()
@@ -226,7 +258,11 @@ class Pool:
             self.replies(batch)
 
 
-_ALL: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+class _Forked(Protocol):
+    def forked(self) -> None: ...
+
+
+_ALL: "weakref.WeakSet[_Forked]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:

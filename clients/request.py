@@ -4,10 +4,10 @@ import itertools
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from keyside.tensorstore import keys
-from keyside.tensorstore.command import Command
+from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.commands import Submit
 from keyside.tensorstore.errors import KeysideError, TimedOut, TryAgain, Unreachable
 
@@ -15,6 +15,7 @@ __all__ = [
     "KEPT_S",
     "MARGIN_S",
     "Identity",
+    "Parts",
     "Request",
     "accepted",
     "answered",
@@ -71,6 +72,18 @@ class Identity:
         return next(self._numbers)
 
 
+class Parts(NamedTuple):
+    """What of a request depends on where its keys are.
+
+    Attributes:
+        build: see `Request`. Likewise the others.
+    """
+
+    build: Callable[[Submit], Command[bytes]]
+    before: Sequence[Command[None]]
+    temporaries: Sequence[bytes]
+
+
 class Request:
     """A job to submit.
 
@@ -81,17 +94,37 @@ class Request:
         timeout: seconds until its deadline.
         identity: the client's.
         seq: the number of this request.
+        target: what is to be run.
+        tag: on a cluster, the hash tag of the slot to which it belongs.
+        keyed: that is the slot of its keys; otherwise it may run on any node until one may have accepted it.
+        remake: makes `build`, `before` and `temporaries` anew for another tag, if they depend on it.
+        terms: further words of the call (`commands.terms`).
     """
 
-    __slots__ = ("before", "build", "identity", "seq", "temporaries", "timeout")
+    __slots__ = (
+        "before", "build", "identity", "keyed", "remake", "seq", "tag", "target", "temporaries", "terms", "timeout",
+    )  # fmt: skip
 
-    def __init__(self, build: Callable[[Submit], Command[bytes]], timeout: float, identity: Identity, seq: int) -> None:
+    def __init__(
+        self, target: Name, build: Callable[[Submit], Command[bytes]], timeout: float, identity: Identity, seq: int
+    ) -> None:
+        self.target = target
         self.build = build
         self.before: Sequence[Command[None]] = ()
         self.temporaries: Sequence[bytes] = ()
         self.timeout = timeout
         self.identity = identity
         self.seq = seq
+        self.tag = b""
+        self.keyed = False
+        self.remake: Callable[[bytes], Parts] | None = None
+        self.terms: tuple[Any, ...] = ()
+
+    def place(self, tag: bytes) -> None:
+        """Let a request that may run on any node belong to the slot of a tag."""
+        self.tag = tag
+        if self.remake is not None:
+            self.build, self.before, self.temporaries = self.remake(tag)
 
     def submit(self, seconds: float, ticket: bytes, corr: bytes = b"") -> Command[bytes]:
         """Return the call that submits it, to end within some seconds."""
@@ -101,7 +134,8 @@ class Request:
         while span < self.timeout:
             seconds = max(seconds, span + 0.001)
             span *= 2
-        return self.build(Submit(max(1, round(seconds * 1000)), ticket, corr, self.identity.id, self.seq))
+        ms = max(1, round(seconds * 1000))
+        return self.build(Submit(ms, ticket, corr, self.identity.id, self.seq, self.terms))
 
     def ticket(self, node: bytes) -> bytes:
         """Return the name of a list for this request alone."""
@@ -141,6 +175,7 @@ def who_serves(device: str, names: Sequence[str], infos: Sequence[dict[str, Any]
         names: executors that the node knows.
         infos: what those that live say of themselves.
     """
+    device = device.partition("@")[0].partition("!")[0]
     if not infos:
         why = "no executor is alive" if names else "no executor has ever run"
         return f"{why} on this server; start one with `keyside executor`"

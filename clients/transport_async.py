@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from keyside.clients.channel import Channel, ignore
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.mailbox import Mailbox
-from keyside.clients.packed import Packed, Packer
+from keyside.clients.packed import Packed, Packer, Packs
 from keyside.clients.pending import AsyncPending
+from keyside.clients.places import OneNode
 from keyside.clients.request import Identity, Request, process, who_serves
+from keyside.clients.rounds import as_reply
 from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command, Name
-from keyside.tensorstore.errors import BadArg, TimedOut, Unreachable
+from keyside.tensorstore.errors import BadArg, Busy, TimedOut, Unreachable
+from keyside.tensorstore.plain import CatalogRecord
 
 __all__ = ["AsyncPending", "AsyncTransport"]
 
@@ -25,7 +28,7 @@ T = TypeVar("T")
 _BULK_CHANNELS = 3
 
 
-class AsyncTransport:
+class AsyncTransport(OneNode):
     """Sends commands and requests.
 
     Args:
@@ -50,7 +53,7 @@ class AsyncTransport:
         return Packer(self.identity, self.node, keys.mailbox(self.node, self.identity.id))
 
     @property
-    def packer(self) -> Packer:
+    def packer(self) -> Packs:
         """Encodes calls of this client, in this process."""
         self._here()
         return self._packer
@@ -119,6 +122,11 @@ class AsyncTransport:
             channel.close()
         else:
             self._channels[index] = channel
+
+    @property
+    def small(self) -> Channel | None:
+        """The connection for small commands, if there is one."""
+        return self._channels[0] if self._channels else None
 
     def _load(self, index: int) -> int:
         channel = self._channels[index]
@@ -221,6 +229,31 @@ class AsyncTransport:
         if channel is not None and channel.open:
             for command in batch:
                 channel.send(command, ignore)
+
+    async def unlink(self, names: Sequence[Name]) -> int:
+        """Delete keys; return how many there were."""
+        return await self.call(plain.unlink(names))
+
+    async def collect(self, names: Sequence[Name]) -> list[NDArray[Any]]:
+        """Read outputs that a reply names, and delete them."""
+        found: list[NDArray[Any]] = (await self.call_many([*map(plain.get_output, names), plain.unlink(names)]))[:-1]
+        return found
+
+    async def record(self, target: Name) -> CatalogRecord:
+        """Read what the functions know about a target.
+
+        Raises:
+            NoModel: there is none.
+        """
+        return await self.call(plain.catalog_record(self.node, target))
+
+    async def call_at(self, tag: bytes, command: Command[T]) -> T:  # noqa: ARG002  # there is but one node
+        """Send a command that has no keys to the node of a tag."""
+        return await self.call(command)
+
+    async def not_ready(self, model: str, device: str) -> tuple[list[str], tuple[str, ...]]:  # noqa: ARG002
+        """Say which executors of a cluster have not loaded a version, and which of its nodes have none for it."""
+        return [], ()
 
     async def run_blocking(self, function: Callable[[], T]) -> T:
         """Run what may wait for a disk, on a thread."""
@@ -341,7 +374,11 @@ class AsyncTransport:
                 if not flights:
                     return
                 index = await ended.get()
-                yield index, flights.pop(index).future.result()
+                try:
+                    reply = flights.pop(index).future.result()
+                except Busy as error:
+                    reply = as_reply(error)
+                yield index, reply
         finally:
             for pending in flights.values():
                 mailbox.leave(pending)

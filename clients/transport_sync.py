@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
-from keyside.clients.packed import Packed, Packer
+from keyside.clients.packed import Packed, Packer, Packs
 from keyside.clients.pool import Pool
 from keyside.clients.request import (
     KEPT_S,
@@ -31,7 +31,7 @@ from keyside.tensorstore import commands, plain
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import Cancelled, KeysideError, LibraryMissing, OutOfMemory, TimedOut, Unreachable
 
-__all__ = ["SyncPending", "SyncTransport"]
+__all__ = ["SyncPending", "SyncTransport", "refused"]
 
 T = TypeVar("T")
 _REFUSAL_S = 0.1
@@ -45,16 +45,20 @@ class SyncPending:
         job: its id; empty if a lost connection took it along.
         reply: what has come, once it has; an error is raised where the reply is asked for.
         found: what was read from the reply, once it has been.
+        refusals: how often TRYAGAIN was said before, which may be on the ticket too.
+        where: on a cluster, the node that has accepted it.
     """
 
-    __slots__ = ("_lock", "ends", "found", "job", "reply", "request", "ticket")
+    __slots__ = ("_lock", "ends", "found", "job", "refusals", "reply", "request", "ticket", "where")
 
-    def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float) -> None:
+    def __init__(self, request: Request, ticket: bytes, job: bytes, ends: float, refusals: int = 0) -> None:
         self.request = request
         request.before = ()  # they are on the server
         self.ticket = ticket
         self.job = job
         self.ends = ends
+        self.refusals = refusals
+        self.where = ""
         self.reply: bytes | KeysideError | None = None
         self.found: list[Any] = []
         self._lock = threading.Lock()
@@ -67,6 +71,8 @@ class SyncPending:
 
 class SyncTransport(Pool):
     """Sends commands and requests."""
+
+    packer: Packs
 
     def begin_anew(self) -> None:
         """Begin without connections, and as somebody else."""
@@ -112,7 +118,7 @@ class SyncTransport(Pool):
         said = wire.said
         try:
             if isinstance(said, KeysideError):
-                _refused(wire, said)
+                refused(wire, said)
                 raise said
         finally:
             self.give(wire)
@@ -164,7 +170,7 @@ class SyncTransport(Pool):
                 try:
                     job = accepted([wire.read() for _ in batch[:-1]])
                 except KeysideError as error:
-                    _refused(wire, error)
+                    refused(wire, error)
                     raise
                 reply = waiting.result(wire.read(patience))
         except Unreachable:
@@ -202,10 +208,10 @@ class SyncTransport(Pool):
         """
         ended = False
         if job:
-            cancelled, late = self.call_many((commands.ai_cancel(ticket, job), plain.lpop(ticket)))
+            cancelled, late = self.last_words((commands.ai_cancel(ticket, job), plain.lpop(ticket)))
             ended = not cancelled
         else:
-            late = self.call(plain.lpop(ticket))
+            (late,) = self.last_words((plain.lpop(ticket),))
         if late is not None:
             return bytes(late)
         if ended:
@@ -213,6 +219,10 @@ class SyncTransport(Pool):
             raise not_fetched(request.timeout) if late_caller else reply_lost(request.timeout)
         device = job.decode("ascii", "replace").partition("/")[0]
         raise not_answered(request.timeout, job, self.who_serves(device))
+
+    def last_words(self, batch: Sequence[Command[Any]]) -> list[Any]:
+        """Like `call_many`, when the time of a request is over."""
+        return self.call_many(batch)
 
     def who_serves(self, device: str) -> str:
         """Say which executors could answer on a queue."""
@@ -323,7 +333,7 @@ class SyncTransport(Pool):
             stream.end()
 
 
-def _refused(wire: Wire, error: KeysideError) -> None:
+def refused(wire: Wire, error: KeysideError) -> None:
     """End the wait that was sent behind a call which was refused.
 
     The functions put their refusals on the ticket too. What the server itself refuses has to be waited for in vain.

@@ -17,10 +17,13 @@ class ModelVersion:
     Attributes:
         name: of the model.
         info: its settings, and what an executor has found out.
+        missing: nodes of a cluster that had no live executor for its device when it was waited for: what is asked of
+            those waits in vain until there is one.
     """
 
     name: str
     info: VersionInfo
+    missing: tuple[str, ...] = ()
 
     @property
     def version(self) -> int:

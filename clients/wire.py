@@ -38,6 +38,7 @@ class Wire:
         endpoint: the server.
         name: shown by CLIENT LIST.
         idle: seconds without a byte after which the server counts as gone.
+        patience: seconds that each step of the handshake may take; None: as many.
 
     Raises:
         KeysideError: it cannot be made.
@@ -47,8 +48,8 @@ class Wire:
         said: what the call of the last `ask` said.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str, idle: float) -> None:
-        self._connection = endpoint.connect(name, idle)
+    def __init__(self, endpoint: Endpoint, name: str, idle: float, patience: float | None = None) -> None:
+        self._connection = endpoint.connect(name, idle if patience is None else patience)
         self._socket: socket.socket | None = self._connection._sock  # noqa: SLF001  # redis-py hands out no socket
         self._tls = isinstance(self._socket, ssl.SSLSocket)
         # The kernel need not come back before all of a large value is there.
@@ -136,7 +137,7 @@ class Wire:
             return from_reply(str(reply))
         return reply
 
-    def ask(self, data: bytes, wait: float) -> Any:
+    def ask(self, data: bytes, wait: float, limit: float | None = None) -> Any:
         """Send a call and a wait for what it sets off, both encoded; return the reply to the wait.
 
         What the call itself says, which may be an error, is in `said` as soon as it is there. Behind an error the reply
@@ -145,6 +146,7 @@ class Wire:
         Args:
             data: both.
             wait: seconds that the server may take for the second reply on top of what it always may.
+            limit: seconds that it always may take, if fewer than usual.
 
         Raises:
             Unreachable: the connection is gone.
@@ -152,9 +154,10 @@ class Wire:
         reader, scratch = self._reader, self._scratch
         self.said = None
         sock = self._open()
+        idle = self._idle if limit is None or limit > self._idle else limit
         try:
             sock.sendall(data)
-            while (said := reader.receive(self._receive(sock, scratch, self._idle))) is NOT_READY:
+            while (said := reader.receive(self._receive(sock, scratch, idle))) is NOT_READY:
                 pass
             if isinstance(said, hiredis.ReplyError):
                 self.said = from_reply(str(said))
@@ -162,7 +165,7 @@ class Wire:
             self.said = said
             reply = reader.gets()
             while reply is NOT_READY:
-                reply = reader.receive(self._receive(sock, scratch, self._idle + wait))
+                reply = reader.receive(self._receive(sock, scratch, idle + wait))
         except (OSError, hiredis.ProtocolError) as error:
             self._lost(error)
         except BaseException:

@@ -10,7 +10,7 @@ from keyside.executor.protocol import Job, Ref, rank_of
 __all__ = ["Batcher", "batches"]
 
 LATER_S = (0.0, 0.05, 0.2)
-"""By rank: a job runs as if it had been claimed so much later. So what is urgent goes first, and nothing waits for ever."""
+"""By rank: a job runs as if it had been claimed so much later: what is urgent goes first, nothing waits for ever."""
 
 
 def batches(jobs: Sequence[tuple[Model, Job]]) -> Iterator[tuple[Model, list[Job]]]:
@@ -52,8 +52,8 @@ def _group(job: Job) -> Any:
 class Batcher:
     """Jobs that wait for their turn, in groups that may be stacked.
 
-    The group whose oldest job has waited longest goes first; among jobs of several priorities each is taken for later than it
-    is, by LATER_S. What has gathered goes at once, up to the model's
+    The group whose oldest job has waited longest goes first; among jobs of several priorities each is taken for later
+    than it is, by LATER_S. What has gathered goes at once, up to the model's
     BATCHSIZE; only a model with MINBATCHSIZE waits for more, and never longer than its MINBATCHTIMEOUT.
     """
 

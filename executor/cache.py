@@ -4,6 +4,7 @@ Loading happens on loader threads. The least recently used model goes first, and
 evict is to let go: whoever still runs a model has it until he is done; its memory goes with the last reference.
 """
 
+import dataclasses
 import itertools
 import logging
 import queue
@@ -17,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from keyside.executor.backends.base import one_line
 from keyside.tensorstore.errors import BadModel, KeysideError, ModelFailed, TryAgain
 
-__all__ = ["CacheStats", "Cacheable", "ModelCache", "ModelRef"]
+__all__ = ["CacheStats", "Cacheable", "ModelCache", "ModelRef", "NoRoom"]
 
 _logger = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ class ModelRef:
         id: `uid-version`.
         size: bytes of its blob, as far as known: room for it is made before the load.
         context: whatever the load function wants to know besides.
+        spare: load it only if it fits beside what is there, unless somebody comes who needs it.
     """
 
     id: str
     size: int = 0
     context: Any = field(default=None, compare=False, repr=False)
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ class CacheStats:
     budget: int
 
 
+class NoRoom(TryAgain):
+    """A model that nobody needs yet does not fit beside others."""
+
+
 class _Entry(Generic[T]):
     """A model in memory."""
 
@@ -101,6 +108,7 @@ class ModelCache(Generic[T]):
         load: makes a model ready; called on loader threads.
         threads: loads that may go on at the same time.
         body: returns what holds a model's memory: models that share one count once.
+        changed: called on a loader thread when a model has been loaded, before those who wait are told.
         clock: monotonic seconds; for what loads took, in the log.
     """
 
@@ -111,11 +119,13 @@ class ModelCache(Generic[T]):
         *,
         threads: int = 1,
         body: Callable[[T], object] | None = None,
+        changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget = budget
         self._load = load
         self._body = body
+        self._changed = changed
         self._clock = clock
         self._lock = threading.Lock()
         self._ready: dict[str, _Entry[T]] = {}
@@ -143,6 +153,10 @@ class ModelCache(Generic[T]):
         entry.stamp = next(self._stamps)
         entry.hits += 1
         return entry.model
+
+    def has(self, model_id: str) -> bool:
+        """Whether a model is in memory; that it was asked counts as no use of it."""
+        return model_id in self._ready
 
     def acquire(self, model_id: str) -> T | None:
         """Return a model if it is in memory, and keep it in the cache until it is released."""
@@ -208,6 +222,11 @@ class ModelCache(Generic[T]):
         """Return the models in memory."""
         return sorted(self._ready.copy())
 
+    def latest(self, most: int) -> list[str]:
+        """Return the models in memory, those used last, at most so many."""
+        entries = sorted(self._ready.copy().values(), key=_stamp)
+        return [entry.id for entry in entries[-most:]]
+
     def stats(self) -> CacheStats:
         """Return what it holds and has done."""
         with self._lock:
@@ -259,8 +278,12 @@ class ModelCache(Generic[T]):
         model, error = self._try_load(ref)
         gone: list[T] = []
         with self._lock:
+            if isinstance(error, NoRoom) and len(self._waiting.get(ref.id, ())) > 1:
+                # Somebody has come meanwhile who needs it.
+                self._queue.put(dataclasses.replace(ref, spare=False))
+                return
             if model is None:
-                self._failures += 1
+                self._failures += not isinstance(error, NoRoom)
             elif not self._closed:
                 entry = _Entry(ref.id, model, self._body_of(model), next(self._stamps))
                 self._loads += 1
@@ -270,6 +293,8 @@ class ModelCache(Generic[T]):
                 gone = self._make_room(0)
                 entry.users = 0
             waiting = self._waiting.pop(ref.id, [])
+        if model is not None:
+            self._changed()
         del gone  # not under the lock: freeing a large model takes a while
         for callback in waiting:
             _call(callback, model, error)
@@ -278,6 +303,8 @@ class ModelCache(Generic[T]):
         if ref.size > self._budget:
             return None, self._too_large(ref.size)
         with self._lock:
+            if ref.spare and self._nbytes + ref.size > self._budget:
+                return None, NoRoom(f"{ref.size:,} bytes do not fit beside the {self._nbytes:,} that are there")
             gone = self._make_room(ref.size)
         del gone
         began = self._clock()

@@ -182,7 +182,7 @@ class Claims:
         self._asked = {}
 
     def has_room(self) -> bool:
-        """Whether the next claim could bring what this one cannot: of queues that had no room then, or were not known."""
+        """Whether the next claim could bring more: of queues that had no room then, or were not known."""
         if self._used is not self._served or self._served is not self._served_before:
             return True
         return any(self._room(queue) > 0 for queue in self.left_out)

@@ -8,13 +8,15 @@ import hiredis
 import structlog
 
 from keyside.executor.metrics import Metrics
-from keyside.executor.protocol import Finished, Job, Ref, complete
+from keyside.executor.protocol import Finished, Job, Ref, complete, entry_order
 from keyside.executor.runner import Ran
 from keyside.executor.wire import Wire, as_error
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
 
 __all__ = ["Delivery", "Parcel", "Post"]
 
+
+_ELSEWHERE = ord("5")
 
 # What a server says that cannot take a write now; from a function it may stand behind an ERR.
 NOT_NOW = frozenset(("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOREPLICAS", "MISCONF"))
@@ -43,6 +45,11 @@ class Delivery:
         held: the jobs that it holds; those that have ended are taken out.
         install: loads the function library again.
         gave_up: whether to stop trying.
+        moved: takes the jobs whose outputs belong to another node now: they have not ended.
+        relay: takes a reply whose ticket is on another node: name, reply and deadline.
+
+    Attributes:
+        muted: while the node is a replica: what could not be written is dropped, since others run those jobs.
     """
 
     def __init__(
@@ -52,7 +59,12 @@ class Delivery:
         metrics: Metrics,
         install: Callable[[Wire], None],
         gave_up: threading.Event,
+        moved: Callable[[Job], None],
+        relay: Callable[[bytes, bytes, int], None],
     ) -> None:
+        self.muted = False
+        self._moved = moved
+        self._relay = relay
         self._consumer = consumer
         self._held = held
         self._metrics = metrics
@@ -91,7 +103,7 @@ class Delivery:
             KeysideError: the executor was told to stop before it could be delivered.
         """
         pause = 0.05
-        while True:
+        while not self.muted:
             try:
                 if not wire.connected:
                     wire.connect()
@@ -102,6 +114,7 @@ class Delivery:
                 if self._gave_up.wait(pause):
                     raise
                 pause = min(pause * 2, 2.0)
+        self._forget(parcel)
 
     def settle(self, parcel: Parcel, replies: Sequence[Any]) -> bool:
         """Take the replies to a parcel; False if it has to be sent again once the library is there.
@@ -119,7 +132,9 @@ class Delivery:
             self._log.error("completion refused", error=str(error), jobs=len(parcel.ended))
             self._forget(parcel)
             return True
-        self._count(parcel, bytes(status))
+        if type(status) is list or status.count(b"1") != len(parcel.ended):
+            self._look_closer(parcel, status)
+        self._count(parcel)
         self._forget(parcel)
         return True
 
@@ -127,12 +142,28 @@ class Delivery:
         for ended in parcel.ended:
             self._held.pop(ended.job.ref, None)
 
-    def _count(self, parcel: Parcel, status: bytes) -> None:
-        if len(status) == len(parcel.ended):
-            lost = status.count(b"0")
-            if lost:
-                self._log.warning("jobs were taken over or cancelled meanwhile", queue=parcel.queue, jobs=lost)
-                self._metrics.event("jobs_lost", lost)
+    def _look_closer(self, parcel: Parcel, reply: Any) -> None:
+        """Some jobs did not end as they should."""
+        status, *relays = reply if type(reply) is list else (reply,)
+        status = bytes(status)
+        if lost := status.count(b"0"):
+            self._log.warning("jobs were taken over or cancelled meanwhile", queue=parcel.queue, jobs=lost)
+            self._metrics.event("jobs_lost", lost)
+        # As KS_COMPLETE got them (protocol.complete).
+        ended = sorted(parcel.ended, key=lambda one: entry_order(one.job.id))
+        for number, ticket, text in zip(relays[::3], relays[1::3], relays[2::3], strict=True):
+            self._relay(bytes(ticket), bytes(text), ended[number - 1].job.deadline)
+        if b"5" not in status:
+            return
+        there = []
+        for one, digit in zip(ended, status, strict=True):
+            if digit == _ELSEWHERE:
+                self._moved(one.job)
+            else:
+                there.append(one)
+        parcel.ended = there
+
+    def _count(self, parcel: Parcel) -> None:
         ran = parcel.ran
         if ran is not None:
             self._metrics.observe_batch(

@@ -11,6 +11,7 @@ from keyside.executor.lane import Lane
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
 from keyside.executor.model import Model
+from keyside.executor.peers import on_the_move
 from keyside.executor.protocol import GROUP, BadEntry, Finished, Job, Ref, parse_entry
 from keyside.executor.seals import Seals
 from keyside.executor.wire import Wire
@@ -27,8 +28,10 @@ class Intake:
         held: the jobs of this executor.
         lanes: by device queue; they take what has waited for its model.
         end: ends a job that does not run.
+        moved: takes a job whose inputs are not on this node now.
         seals: knows what entries are signed with.
         refused: counts an entry that was dropped.
+        look: is told that there may be other queues than before.
     """
 
     def __init__(
@@ -38,9 +41,12 @@ class Intake:
         loader: Loader,
         lanes: Mapping[str, Lane],
         end: Callable[[Finished], None],
+        moved: Callable[[Job], None],
         seals: Seals,
         refused: Callable[[], None],
+        look: Callable[[], None],
     ) -> None:
+        self._moved = moved
         self._held = held
         self._cache = cache
         self._loader = loader
@@ -48,6 +54,7 @@ class Intake:
         self._end = end
         self._seals = seals
         self._refused = refused
+        self._look = look
         self._node = keys.NodeKeys()
         self._parked = Counter[str]()
         self._log = structlog.get_logger()
@@ -67,24 +74,37 @@ class Intake:
                 raise BadEntry("it was deleted")
             if self._seals.current is not None and (why := self._seals.why_not(wire, entry_id, fields)):
                 raise BadEntry(why)
-            return parse_entry(queue, bytes(entry_id), fields)
+            job = parse_entry(queue, bytes(entry_id), fields)
         except BadEntry as error:
             if fields is not None:
                 self._refused()
             self._log.warning(
                 "entry dropped: not made by the function library", queue=queue, id=entry_id, why=str(error)
             )
-            stream = self._node.queue(queue)
-            wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
+            self._drop(wire, queue, entry_id)
             return None
+        if job.op == b"look":
+            # What the next heartbeat would show: a queue is used for the first time.
+            self._drop(wire, queue, entry_id)
+            self._look()
+            return None
+        return job
+
+    def _drop(self, wire: Wire | Line, queue: str, entry_id: bytes) -> None:
+        stream = self._node.queue(queue)
+        wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
 
     def fetch(self, wire: Wire | Line, jobs: Sequence[Job]) -> None:
         """Read the inputs that lie in keys, all in one round trip."""
         wanted = [source[0] for job in jobs if job.keyed for source in job.inputs if type(source) is tuple]
         values = iter(wire.call_many([(b"GET", key) for key in wanted]) if wanted else ())
         for job in jobs:
+            found = [next(values) for _ in job.missing]
+            if found and any(map(on_the_move, found)):
+                self._moved(job)
+                continue
             try:
-                job.decode([next(values) for _ in job.missing])
+                job.decode(found)
             except KeysideError as error:
                 self._fail(job, error)
 
@@ -163,6 +183,10 @@ class Intake:
                     # Nothing is wrong with the model: another executor, or this one later, takes the job over.
                     raise error
                 self._loader.publish(job, model, error)
+            except TryAgain as problem:
+                if problem is not error:
+                    self._moved(job)  # the model has, with its slot
+                    return
             except KeysideError as problem:
                 self._log.error("load not published", model=job.key.decode(errors="replace"), error=str(problem))
             self._held.pop(job.ref, None)

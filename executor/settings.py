@@ -81,6 +81,9 @@ class Settings:
         run_limit_s: a run of a model that takes longer is abandoned, and the executor begins anew; a version may have
             its own limit (OPTIONS run_limit_ms). 0: none.
         load_limit_s: the same for the load of a model. 0: none.
+        peer_url: on a cluster, how the other nodes are reached: a URL whose host and port are replaced. Empty: as the
+            own node, or by `redis://` where that is reached by a unix socket.
+        catalog_check_s: on a cluster, seconds between two comparisons of the whole catalog with those of other nodes.
     """
 
     url: str = dataclasses.field(default="", repr=False)  # may hold a password
@@ -104,6 +107,8 @@ class Settings:
     spin_us: int = 200
     min_batch_timeout_ms: int = 100
     drain_s: float = 30.0
+    peer_url: str = dataclasses.field(default="", repr=False)
+    catalog_check_s: float = 10.0
     run_limit_s: float = 60.0
     load_limit_s: float = 600.0
 
@@ -125,6 +130,8 @@ class Settings:
             raise _error("log_level", f"must be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
         if self.log_format not in LOG_FORMATS:
             raise _error("log_format", f"must be one of {', '.join(LOG_FORMATS)}, got {self.log_format!r}")
+        if self.peer_url and not self.peer_url.startswith(("redis://", "rediss://")):
+            raise _error("peer_url", "must begin with redis:// or rediss://")
         if self.beat_ms * 3 > self.lease_ms:
             # Two beats may get lost before others take our jobs over.
             raise _error("beat_ms", f"must be at most a third of lease_ms, got {self.beat_ms}")
@@ -231,6 +238,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "spin_us": _integer,
     "min_batch_timeout_ms": _integer,
     "drain_s": _real,
+    "peer_url": str,
+    "catalog_check_s": _real,
     "run_limit_s": _real,
     "load_limit_s": _real,
 }
@@ -249,6 +258,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "spin_us": (0, 10_000),
     "min_batch_timeout_ms": (0, 3_600_000),
     "drain_s": (0, 86_400),
+    "catalog_check_s": (0.1, 3_600),
     "run_limit_s": (0, 86_400),
     "load_limit_s": (0, 86_400),
 }

@@ -17,7 +17,7 @@ from keyside.executor.abandon import Abandoner
 from keyside.executor.backends import base
 from keyside.executor.protocol import GROUP, BadEntry, entry_order, parse_entry
 from keyside.executor.wire import Wire, checked
-from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
+from keyside.tensorstore.errors import KeysideError, LibraryMissing, TryAgain, Unreachable
 
 if TYPE_CHECKING:
     from keyside.executor.worker import Worker
@@ -29,6 +29,8 @@ DRIFT_MS = 0.5
 """By how much two clocks may part in a second."""
 PEEK = 100
 PEEKED_MAX = 10_000
+READY_MAX = 256
+"""Loaded models that a heartbeat lists."""
 RECOVERED_MOST = 32
 
 
@@ -79,7 +81,7 @@ class Watchdog(threading.Thread):
         self._kick.set()
 
     def beat_soon(self) -> None:
-        """Look now what a heartbeat shows."""
+        """Let others know now what is new about this executor."""
         self._next_beat = 0.0
         self._kick.set()
 
@@ -92,6 +94,10 @@ class Watchdog(threading.Thread):
         """Tick until stopped."""
         log = self._worker.log
         while not self._over.is_set():
+            if self._worker.standby:
+                self._wire.close()
+                self._over.wait(TICK_S)
+                continue
             try:
                 if not self._wire.connected:
                     self._wire.connect()
@@ -101,8 +107,13 @@ class Watchdog(threading.Thread):
             except Unreachable as error:
                 log.warning("server unreachable", error=str(error))
                 self._over.wait(0.5)
+            except TryAgain as error:
+                log.warning("slots are on the move", error=str(error))
+                self._worker.station.suspect(self._wire)
+                self._over.wait(0.5)
             except KeysideError as error:
-                log.error("watchdog", error=str(error))
+                if not self._worker.standby:
+                    log.error("watchdog", error=str(error))
                 self._over.wait(0.5)
             self._kick.wait(self._pause())
             self._kick.clear()
@@ -123,7 +134,8 @@ class Watchdog(threading.Thread):
         after = time.monotonic()
         self._set_clock(int(reply[0]), before, after)
         self.last_beat = after
-        self._worker.used([bytes(word).decode() for word in reply[3]] if len(reply) > 3 else ())  # noqa: PLR2004
+        self._worker.serves = True
+        self._worker.claims.use([bytes(word).decode() for word in reply[3]] if len(reply) > 3 else ())
         self._worker.seals.told(wire, bytes(reply[2]).decode() if len(reply) > 2 else "")
         return bytes(reply[1])
 
@@ -138,6 +150,7 @@ class Watchdog(threading.Thread):
     def _describe(self) -> dict[str, Any]:
         worker = self._worker
         stats = worker.cache.stats()
+        me = worker.chart.now.me
         return {
             "name": self._settings.name,
             "pid": os.getpid(),
@@ -148,6 +161,9 @@ class Watchdog(threading.Thread):
             "started": worker.started,
             "held": len(worker.held),
             "models": stats.models,
+            "ready": worker.cache.latest(READY_MAX),
+            "node": f"{me.host or worker.wire.host or '127.0.0.1'}:{me.port}" if me else "",
+            "local": worker.wire.beside,
             "memory": stats.nbytes,
             "budget": self._settings.memory_budget,
             "lease_ms": self._settings.lease_ms,
@@ -168,10 +184,11 @@ class Watchdog(threading.Thread):
         if now >= self._next_beat:
             self._next_beat = now + self._settings.beat_ms / 1000  # unless it is to be sooner
             tag = self.beat(self._wire)
+            worker.station.sound()
             self._look_for_others()
             if tag != worker.node.tag:
-                worker.moved(tag)
-        if worker.claiming and (worker.stopping.is_set() or worker.moving or worker.has_room()):
+                worker.station.moved(tag)
+        if worker.claiming and (worker.stopping.is_set() or worker.station.moving or worker.has_room()):
             self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_lease:
             self._extend(now)
@@ -182,6 +199,15 @@ class Watchdog(threading.Thread):
             self._next_recovery = now + min(self._settings.lease_ms / 2000, self._settings.beat_ms / 1000)
         self._expire()
 
+    def _call(self, queue: str, *command: Any) -> Any:
+        """Call a function on a queue; None if the queue was that of another tag and has left this node again."""
+        try:
+            return self._wire.call(*command)
+        except TryAgain:
+            if "@" not in queue:
+                raise
+            return None
+
     def _extend(self, now: float) -> None:
         young = now - self._settings.lease_ms / 4000
         by_queue: dict[str, list[bytes]] = {}
@@ -191,7 +217,7 @@ class Watchdog(threading.Thread):
         for queue, ids in by_queue.items():
             for start in range(0, len(ids), 500):
                 part = ids[start : start + 500]
-                kept = self._wire.call(b"FCALL", b"KS_EXTEND", 0, queue, self._worker.consumer, *part)
+                kept = self._call(queue, b"FCALL", b"KS_EXTEND", 0, queue, self._worker.consumer, *part) or ()
                 lost = set(part) - set(kept)
                 if lost:
                     # Cancelled, expired or taken over. A run under way ends for nothing; what waits need not begin.
@@ -210,9 +236,10 @@ class Watchdog(threading.Thread):
                 due.setdefault(queue, []).append(heapq.heappop(heap)[1])
         for queue, ids in due.items():
             gone = set(ids)
-            if self._wire.call(b"FCALL", b"KS_EXPIRE", 0, queue, *ids) < len(ids):
+            answered = self._call(queue, b"FCALL", b"KS_EXPIRE", 0, queue, *ids)
+            if answered is not None and answered < len(ids):
                 # Some had ended otherwise, or the server's clock was set back: what is still there is looked at again.
-                gone -= set(self._wire.call(b"FCALL", b"KS_EXTEND", 0, queue, self._worker.consumer, *ids))
+                gone -= set(self._call(queue, b"FCALL", b"KS_EXTEND", 0, queue, self._worker.consumer, *ids) or ())
                 self._unpeek(queue)
             self._worker.forget({(queue, entry_id) for entry_id in gone})
 
@@ -226,7 +253,10 @@ class Watchdog(threading.Thread):
             self._unpeek(queue)
             return
         stream = self._worker.node.queue(queue)
-        groups = checked(self._wire.call(b"XINFO", b"GROUPS", stream))
+        (groups,) = self._wire.call_many(((b"XINFO", b"GROUPS", stream),))
+        if not isinstance(groups, list) and "@" in queue:
+            return  # it has been drained, or has gone again
+        checked(groups)
         delivered = next(
             (dict(zip(g[::2], g[1::2], strict=True))[b"last-delivered-id"] for g in groups if g[1] == GROUP),
             None,
@@ -261,7 +291,8 @@ class Watchdog(threading.Thread):
         alone = worker.recovering(queue)
         if alone and not worker.room_for(queue):
             return False
-        found = self._wire.call(
+        found = self._call(
+            queue,
             b"FCALL", b"KS_RECOVER", 0, queue, worker.consumer, self._settings.lease_ms, self._settings.max_deliveries,
             *((b"BACK",) if alone else ()),
         )  # fmt: skip

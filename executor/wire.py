@@ -6,6 +6,7 @@ batch and replies that are received in place are what the hot path is made of.
 
 import contextlib
 import os
+import select
 import socket
 import ssl
 import time
@@ -35,25 +36,28 @@ class Wire:
         url: `redis://`, `rediss://` or `unix://`.
         name: shown by CLIENT LIST.
         timeout: seconds without any byte after which the server counts as gone; None waits for ever.
+        connect_s: seconds for the connection to be made.
 
     Attributes:
+        host: of the server; empty for a unix socket.
         client_id: as CLIENT ID says.
         spin_s: how long a read may look for bytes again and again before it sleeps; 0: it sleeps at once. It only does
             so while bytes have lately come within that time: then it spares the wake-up, which takes longer than most
             runs of small models, and the core would have been idle.
     """
 
-    def __init__(self, url: str, *, name: str, timeout: float | None = 20.0) -> None:
+    def __init__(self, url: str, *, name: str, timeout: float | None = 20.0, connect_s: float = 5.0) -> None:
         self._pool = redis.ConnectionPool.from_url(
             url,
             protocol=2,
             client_name=name,
-            socket_timeout=10.0,
-            socket_connect_timeout=5.0,
+            socket_timeout=2 * connect_s,
+            socket_connect_timeout=connect_s,
             retry=Retry(NoBackoff(), 0),
             driver_info=None,
         )
         self._timeout = timeout
+        self.host = str(self._pool.connection_kwargs.get("host", ""))
         self._connection: Any = None
         self._socket: socket.socket | None = None
         self._reader = ReplyReader()
@@ -157,6 +161,42 @@ class Wire:
         except (OSError, hiredis.ProtocolError) as error:
             self._lost(error)
 
+    def poll(self, seconds: float) -> Any:
+        """Return the next reply, or NOT_READY if none comes in time: for connections that are told things.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        reader, sock = self._reader, self._socket
+        if sock is None:
+            raise Unreachable("not connected")
+        end = time.monotonic() + seconds
+        try:
+            while (reply := reader.gets()) is NOT_READY:
+                pending = isinstance(sock, ssl.SSLSocket) and sock.pending()
+                if not pending and not _readable(sock, end - time.monotonic()):
+                    return NOT_READY
+                count = sock.recv_into(reader.get_buffer())
+                if not count:
+                    raise ConnectionResetError("the server closed the connection")
+                reader.buffer_updated(count)
+        except (OSError, ValueError, hiredis.ProtocolError) as error:
+            self._lost(error)
+        return reply
+
+    @property
+    def beside(self) -> bool:
+        """Whether the server is on this host, as far as the connection shows."""
+        sock = self._socket
+        if sock is None:
+            return False
+        if sock.family == socket.AF_UNIX:
+            return True
+        try:
+            return bool(sock.getpeername()[0] == sock.getsockname()[0])
+        except OSError:
+            return False
+
     def _receive(self, sock: socket.socket, buffer: memoryview) -> int:
         if not self.spin_s or not self._plain:
             return sock.recv_into(buffer)
@@ -207,6 +247,12 @@ class Wire:
     def _lost(self, error: Exception) -> None:
         self.close()
         raise Unreachable(f"the connection to the server was lost: {error}") from error
+
+
+def _readable(sock: socket.socket, seconds: float) -> bool:
+    waiter = select.poll()
+    waiter.register(sock, select.POLLIN)
+    return bool(waiter.poll(max(0.0, seconds) * 1000))
 
 
 def checked(reply: Any) -> Any:

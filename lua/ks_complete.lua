@@ -11,7 +11,9 @@
 -- ARGV[9] jobs           how many follow, oldest first; for each:
 -- ARGV[10..] job         id, deadline, ticket, corr, reply, number of arguments that follow for this job (mostly 0);
 --                        if any: n captures, capture..., (key, V value | S staged key)... of its outputs
--- Returns: one digit per job: 1 answered, 0 no longer this executor's, 2 too late, 3 answered with an error found here
+-- Returns: one digit per job: 1 answered, 0 no longer this executor's, 2 too late, 3 answered with an error found here,
+--   4 ended, but its ticket is on another node, 5 not ended, since an output key is on another node, or on its way there;
+--   with a 4 among them [digits, number of the job, ticket, reply...]
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
 
@@ -123,6 +125,9 @@ local function complete_keys(argv, i, reply, late)
   local problem = late or complete_outputs(argv, captures + 1, last)
   if problem then
     complete_unstage(argv, captures + 1, last)
+    if not late and string.find(problem, '^TRYAGAIN ') then
+      return nil, '5'
+    end
   end
   for c = i + 7, captures do
     redis.pcall('UNLINK', argv[c])
@@ -164,6 +169,8 @@ local function KS_COMPLETE(_, ARGV)
   local sizes = bytes ~= '0' and string.gmatch(bytes, '%S+')
   local released, marked = 0, nil
   local ids, status, shared = {}, {}, nil
+  local replies = own.clustered and {} -- what was to be said on shared lists
+  local relays -- what could not be said here
   for n = 1, count do
     local i, deadline = starts[n], deadlines[n]
     local id, reply, digit = ARGV[i], ARGV[i + 4], '1'
@@ -186,24 +193,46 @@ local function KS_COMPLETE(_, ARGV)
       if ARGV[i + 5] ~= '0' then
         reply, digit = complete_keys(ARGV, i, reply, late)
       end
-      local ticket, corr = ARGV[i + 2], ARGV[i + 3]
-      if corr == '' then
-        jobs.reply(own, device, id, deadline, ticket, '', reply)
-      else
-        shared = shared or {}
-        jobs.collect(shared, ticket, corr .. ' ' .. reply, deadline)
+      if reply then
+        local ticket, corr = ARGV[i + 2], ARGV[i + 3]
+        if corr == '' then
+          if not jobs.reply(own, device, id, deadline, ticket, '', reply) then
+            relays = relays or {}
+            relays[#relays + 1] = n
+            relays[#relays + 1] = ticket ~= '' and ticket or own.ticket .. device .. '/' .. id
+            relays[#relays + 1] = reply
+            digit = '4'
+          end
+        else
+          reply = corr .. ' ' .. reply
+          shared = shared or {}
+          jobs.collect(shared, ticket, reply, deadline)
+        end
+        if replies then
+          replies[n] = reply
+        end
+        released = released + size
+        if mark then
+          marked = complete_marked(marked or {}, uid, mark)
+        end
+        ids[#ids + 1] = id
       end
-      released = released + size
-      if mark then
-        marked = complete_marked(marked or {}, uid, mark)
-      end
-      ids[#ids + 1] = id
     end
     status[n] = digit
   end
   if ids[1] then
-    if shared then
-      jobs.push_collected(shared)
+    local lost = shared and jobs.push_collected(shared)
+    if lost then
+      relays = relays or {}
+      for n = 1, count do
+        local ticket = ARGV[starts[n] + 2]
+        if status[n] ~= '0' and status[n] ~= '5' and lost[ticket] and ARGV[starts[n] + 3] ~= '' then
+          relays[#relays + 1] = n
+          relays[#relays + 1] = ticket
+          relays[#relays + 1] = replies[n]
+          status[n] = '4'
+        end
+      end
     end
     if model ~= '' then
       -- While the entries are still there: they know the name of the model.
@@ -217,6 +246,9 @@ local function KS_COMPLETE(_, ARGV)
     for of, sum in pairs(marked or {}) do
       counted.take(counted.name(own, of, device), sum.jobs, sum.bytes, now)
     end
+  end
+  if relays then
+    return { table.concat(status), unpack(relays) }
   end
   return table.concat(status)
 end

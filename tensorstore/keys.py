@@ -216,6 +216,11 @@ class NodeKeys:
         """Sorted set, executor -> server time of its last heartbeat, in ms."""
         return self._key(b"executors")
 
+    @property
+    def replicator(self) -> bytes:
+        """String: the executor that keeps the node's catalog equal to those of other nodes."""
+        return self._key(b"replicator")
+
     def jobs(self, device: Part) -> bytes:
         """Stream of the jobs that wait or run on a device queue."""
         return self._key(b"jobs", device)

@@ -248,6 +248,51 @@ def rpush(key: bytes, value: bytes) -> Command[int]:
     return Command((b"RPUSH", key, value), int)
 
 
+def cluster_slots() -> Command[list[tuple[int, int, str, int]]]:
+    """Ask which primary owns which slots: first and last slot, host (empty: not known there) and port."""
+    return Command((b"CLUSTER", b"SLOTS"), _parse_slots, repeatable=True)
+
+
+def _parse_slots(reply: Any) -> list[tuple[int, int, str, int]]:
+    return [(int(first), int(last), text(primary[0] or b""), int(primary[1])) for first, last, primary, *_ in reply]
+
+
+def asking() -> Command[None]:
+    """Let the next command be served where a slot is moving to."""
+    return Command((b"ASKING",), nothing)
+
+
+def sentinel_primary(service: str) -> Command[tuple[str, int] | None]:
+    """Ask a sentinel where the primary of a service is; None: it does not know the service."""
+    return Command(
+        (b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service),
+        lambda reply: None if reply is None else (text(reply[0]), int(reply[1])),
+        repeatable=True,
+    )
+
+
+def role() -> Command[str]:
+    """Ask a server whether it is a `master`, a `slave` or a `sentinel`."""
+    return Command((b"ROLE",), lambda reply: text(reply[0]), repeatable=True)
+
+
+def counters(node: bytes, model_id: str) -> Command[list[int]]:
+    """Read what a node has counted of one version: duration, samples, calls, errors."""
+    return Command(
+        (b"HMGET", keys.NodeKeys(node).stats(model_id), b"duration", b"samples", b"calls", b"errors"),
+        lambda reply: [int(value or 0) for value in reply],
+        repeatable=True,
+    )
+
+
+def is_queued(job: bytes) -> Command[bool]:
+    """Ask whether a job still waits or runs: `DEVICE/id`, or `DEVICE@tag/id` on a cluster."""
+    queue, _, entry = job.partition(b"/")
+    device, at, tag = queue.partition(b"@")
+    stream = keys.NodeKeys(tag if at else keys.STANDALONE_TAG).jobs(device)
+    return Command((b"XRANGE", stream, entry, entry), bool, repeatable=True)
+
+
 def executor_names(node: bytes) -> Command[list[str]]:
     """List the executors that have registered with a node, dead ones too."""
     return Command(

@@ -25,6 +25,7 @@ NAMES = {
     "AsyncTransport": "SyncTransport",
     "AsyncPending": "SyncPending",
     "AsyncBase": "Base",
+    "AsyncCluster": "SyncCluster",
     "AsyncClient": "Client",
     "AsyncHandle": "Handle",
     "AsyncInference": "Inference",
@@ -38,6 +39,7 @@ NAMES = {
     "aclosing": "closing",
     "anext": "next",
     "asyncio": "time",
+    "cluster_async": "cluster_sync",
     "transport_async": "transport_sync",
 }
 WORDS = {"asyncio client: the source of both": "blocking client", "an asyncio": "a blocking", "an Async": "a Async"}

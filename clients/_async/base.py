@@ -3,10 +3,11 @@
 import asyncio
 import time
 
+from keyside.clients.cluster_async import AsyncCluster
 from keyside.clients.request import answered
 from keyside.clients.transport_async import AsyncTransport
-from keyside.tensorstore import commands
-from keyside.tensorstore.errors import LibraryTooOld, Unreachable
+from keyside.tensorstore import commands, plain
+from keyside.tensorstore.errors import KeysideError, LibraryTooOld, NoPerm, ServerError, Unreachable
 
 __all__ = ["AsyncBase"]
 
@@ -20,6 +21,50 @@ class AsyncBase:
         self._transport = transport
         self._timeout = timeout
         self._library = 0
+        self._settled = False
+
+    async def _settle(self) -> None:
+        """Find out once whether there is one server, or nodes of a cluster, or sentinels.
+
+        Raises:
+            KeysideError: none of them says so.
+        """
+        first = self._transport
+        try:
+            if not (first.endpoint.sentinels or first.endpoint.seeds) and await self._alone():
+                self._settled = True
+                return
+            cluster = AsyncCluster(first.endpoint, first.idle, self._timeout)
+            try:
+                await cluster.begin_map()
+            except BaseException:
+                await cluster.close()
+                raise
+        except KeysideError:
+            if self._settled:  # by another caller, who has closed the first connection
+                return
+            raise
+        if self._settled or first.closed:
+            await cluster.close()
+            return
+        self._transport, self._settled = cluster, True
+        await first.close()
+
+    async def _alone(self) -> bool:
+        """Whether the server belongs to no cluster."""
+        try:
+            await self._transport.call(plain.cluster_slots())
+        except ServerError:
+            return True
+        except NoPerm as error:
+            try:
+                report = await self._transport.call(commands.ai_node())
+            except KeysideError:
+                return True
+            if report.cluster:
+                raise NoPerm(f"a client of a cluster must be allowed to call CLUSTER SLOTS: {error.text}") from error
+            return True
+        return False
 
     async def _functions(self) -> None:
         """See once that the server has a function library that fits.
@@ -33,6 +78,8 @@ class AsyncBase:
             ends = time.monotonic() + self._timeout
             while True:
                 try:
+                    if not self._settled:
+                        await self._settle()
                     found = await self._transport.call(commands.ks_version())
                     break
                 except Unreachable as error:

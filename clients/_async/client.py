@@ -12,17 +12,20 @@ __all__ = ["AsyncClient"]
 
 
 class AsyncClient(AsyncTensors, AsyncModels, AsyncInference):
-    """Tensors, models and inference on one Redis or Valkey server.
+    """Tensors, models and inference on a Redis or Valkey server, or on a cluster of them.
 
     Nothing is sent before the first call. Close it, or use it as a context manager.
 
     Args:
         url: `redis://`, `rediss://` (TLS) or `unix://`, with user, password and database as redis-py takes them;
-            None: `KEYSIDE_URL`, else `REDIS_URL`.
+            None: `KEYSIDE_URL`, else `REDIS_URL`. Of a cluster any node, or several, `redis://h1:6379,h2:6379`: which
+            nodes there are they say themselves. Where sentinels know the primary,
+            `redis+sentinel://h1:26379,h2:26379/mymaster`.
         timeout: seconds until the deadline of a request that names none.
         idle_timeout: seconds without a byte from the server after which a connection counts as lost.
         client_name: shown by CLIENT LIST.
-        options: further settings of the connections, as for redis-py: `username`, `password`, `db`, `ssl_ca_certs`, ...
+        options: further settings of the connections, as for redis-py: `username`, `password`, `db`, `ssl_ca_certs`,
+            ...; for all nodes. `sentinel_username` and `sentinel_password` are for sentinels.
 
     Raises:
         BadArg: there is no URL, or it is malformed.
@@ -49,12 +52,13 @@ class AsyncClient(AsyncTensors, AsyncModels, AsyncInference):
         """Make a client of the server, user, database and TLS settings of a redis-py client, blocking or asyncio.
 
         Args:
-            client: a `redis.Redis` or `redis.asyncio.Redis`; its own connections are not used.
+            client: a `redis.Redis`, a `redis.RedisCluster`, or one of the same name in `redis.asyncio`; its own
+                connections are not used.
             timeout: see the class.
             idle_timeout: see the class.
 
         Raises:
-            BadArg: it is no client of a single server.
+            BadArg: it is no such client.
         """
         made = cls.__new__(cls)
         made._begin(Endpoint.from_redis(client), timeout, idle_timeout)  # noqa: SLF001  # it is of this class

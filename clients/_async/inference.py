@@ -3,8 +3,9 @@
 # Timeouts are arguments here, as in the blocking client, which is made of this file.
 # ruff: noqa: ASYNC109
 
+import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Literal, overload
 
@@ -17,14 +18,17 @@ from keyside.clients._async.handle import AsyncHandle
 from keyside.clients.forms import Forms
 from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
+from keyside.clients.rounds import Rounds
 from keyside.clients.transport_async import AsyncTransport
 from keyside.tensorstore import plain
-from keyside.tensorstore.command import Command, Name
-from keyside.tensorstore.commands import INLINE, read_reply
-from keyside.tensorstore.errors import BadArg, NoModel
+from keyside.tensorstore.command import Name, text
+from keyside.tensorstore.commands import INLINE, read_reply, terms
+from keyside.tensorstore.errors import BadArg, NoModel, NoTensor
 from keyside.tensorstore.records import Signature
 
 __all__ = ["AsyncInference"]
+
+Priority = Literal["high", "normal", "low"]
 
 _SIGNATURE_S = 5.0
 _HEADER_BYTES = 128
@@ -42,12 +46,28 @@ class AsyncInference(AsyncBase):
 
     @overload
     async def predict(
-        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["auto"] = "auto"
+        self,
+        target: Name,
+        inputs: object,
+        *,
+        timeout: float | None = None,
+        outputs: Literal["auto"] = "auto",
+        move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> Any: ...
 
     @overload
     async def predict(
-        self, target: Name, inputs: object, *, timeout: float | None = None, outputs: Literal["dict"]
+        self,
+        target: Name,
+        inputs: object,
+        *,
+        timeout: float | None = None,
+        outputs: Literal["dict"],
+        move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> dict[str, NDArray[Any]]: ...
 
     async def predict(
@@ -57,6 +77,9 @@ class AsyncInference(AsyncBase):
         *,
         timeout: float | None = None,
         outputs: Literal["auto", "dict"] = "auto",
+        move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> Any:
         """Run a model and return what it gives.
 
@@ -67,6 +90,10 @@ class AsyncInference(AsyncBase):
                 plain numbers and lists of them become the dtype that the model takes.
             timeout: seconds until the deadline; None: the client's.
             outputs: "dict": always a dict.
+            move: on a cluster, input keys in another slot than the first are copied there for the call. Each is read at
+                a time of its own, shortly before the call: together they are no snapshot.
+            priority: "high" goes before what is normal, "low" behind it.
+            user: on whose behalf, for limits per user: as a user whose ACL lets him say so.
 
         Returns:
             The array if the model has one output, else a dict from names to arrays in the model's order.
@@ -74,6 +101,7 @@ class AsyncInference(AsyncBase):
         Raises:
             NoModel: there is no such target.
             BadInput: number or names of the inputs do not fit the model. Likewise BadDtype, BadShape.
+            Busy: the server takes no more now; `retry_after` says when it may.
             RunFailed: the model failed on them.
             TimedOut: there was no answer in time.
             Unreachable: the server could not be reached.
@@ -83,10 +111,11 @@ class AsyncInference(AsyncBase):
         if not self._library:
             await self._functions()
         transport = self._transport
-        packed = transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
+        words = terms(priority, user) if user is not None or priority != "normal" else ()
+        packed = None if words else transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
         if packed is None:
-            bound = await self._bind(target, binding.bind(inputs))
-            reply = await transport.run(self._request(target, bound, (), timeout))
+            bound = await self._bind(target, binding.bind(inputs), (), move=move)
+            reply = await transport.run(self._request(target, bound, (), timeout, words))
         else:
             reply = await transport.run_packed(packed)
         if outputs == "dict":
@@ -101,7 +130,15 @@ class AsyncInference(AsyncBase):
         return _single(found)
 
     async def execute(
-        self, target: Name, inputs: object, outputs: Name | Sequence[Name], *, timeout: float | None = None
+        self,
+        target: Name,
+        inputs: object,
+        outputs: Name | Sequence[Name],
+        *,
+        timeout: float | None = None,
+        move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> None:
         """Run a model on tensors in the database and leave the results there.
 
@@ -110,15 +147,20 @@ class AsyncInference(AsyncBase):
             inputs: the name of a tensor key, or several by position or by name; `Key` and arrays may be among them.
             outputs: the name of a key, or as many as the model has outputs; they may hold tensors, and nothing else.
             timeout: seconds until the deadline; None: the client's.
+            move: on a cluster, input keys in another slot than the outputs are copied there, as for `predict`.
+            priority: as for `predict`.
+            user: as for `predict`.
 
         Raises:
+            CrossSlot: on a cluster, the keys are in different slots.
             NoTensor: an input does not exist.
             WrongType: a key holds something else than a tensor.
             KeysideError: as for `predict`.
         """
         await self._functions()
-        bound = await self._bind(target, binding.bind_keys(inputs))
-        request = self._request(target, bound, binding.output_keys(outputs), timeout)
+        names = binding.output_keys(outputs)
+        bound = await self._bind(target, binding.bind_keys(inputs), names, move=move)
+        request = self._request(target, bound, names, timeout, terms(priority, user))
         read_reply(await self._transport.run(request))
 
     async def submit(
@@ -128,6 +170,9 @@ class AsyncInference(AsyncBase):
         outputs: Name | Sequence[Name] | None = None,
         *,
         timeout: float | None = None,
+        move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> AsyncHandle:
         """Submit a job and return once the server has accepted it.
 
@@ -139,6 +184,9 @@ class AsyncInference(AsyncBase):
             inputs: as for `predict`, or with `outputs` as for `execute`.
             outputs: keys for the results; None: they come back as the handle's result.
             timeout: seconds until the deadline; None: the client's.
+            move: as for `execute`.
+            priority: as for `predict`.
+            user: as for `predict`.
 
         Returns:
             A handle to wait for the result or to cancel the job.
@@ -147,11 +195,10 @@ class AsyncInference(AsyncBase):
             KeysideError: the server refuses the job, as for `predict`.
         """
         await self._functions()
-        if outputs is None:
-            bound, names = await self._bind(target, binding.bind(inputs)), []
-        else:
-            bound, names = await self._bind(target, binding.bind_keys(inputs)), binding.output_keys(outputs)
-        request = self._request(target, bound, names, timeout)
+        names = [] if outputs is None else binding.output_keys(outputs)
+        bound = binding.bind(inputs) if outputs is None else binding.bind_keys(inputs)
+        bound = await self._bind(target, bound, names, move=move)
+        request = self._request(target, bound, names, timeout, terms(priority, user))
         pending = await self._transport.begin(request)
         return AsyncHandle(self._transport, pending, self._result)
 
@@ -164,34 +211,53 @@ class AsyncInference(AsyncBase):
         window: int = 64,
         timeout: float | None = None,
         outputs: Literal["auto", "dict"] = "auto",
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> Any:
         """Run a model on many rows, several requests at a time.
+
+        Where the server takes no more now, the rest waits as long as it advises, and fewer are in flight from then on.
 
         Args:
             target: as for `predict`.
             rows: an array [n, ...], or several of as many rows, by name or position as for `predict`.
             batch: rows in one request, at most; fewer where they would not fit into one call.
             window: requests in flight.
-            timeout: seconds until the deadline of each request; None: the client's.
+            timeout: seconds until the deadline of each request, and for which it may be refused; None: the client's.
             outputs: "dict": always a dict.
+            priority: as for `predict`.
+            user: as for `predict`.
 
         Returns:
             As of `predict`, the results in the order of the rows.
 
         Raises:
+            Busy: a request was refused for so long.
             KeysideError: as for `predict`, of the first request that fails; the others are cancelled.
         """
         if batch < 1 or window < 1:
             raise BadArg("batch and window are at least 1")
         await self._functions()
-        bound = await self._bind(target, binding.bind(rows))
+        bound = await self._bind(target, binding.bind(rows), ())
         count = binding.count_rows(bound)
         size = _slice_rows(bound, batch)
         parts: dict[int, dict[str, NDArray[Any]]] = {}
-        requests = self._slices(target, bound, count, size, timeout)
-        async with aclosing(self._transport.run_many(requests, window)) as replies:
-            async for index, reply in replies:
-                parts[index] = await self._read(reply)
+        seconds = self._timeout if timeout is None else timeout
+        words = terms(priority, user)
+
+        def part(number: int) -> Request:
+            items: list[object] = [item[number * size : (number + 1) * size] for item in bound.items]  # type: ignore[index]
+            return self._request(target, Bound(items, bound.names), (), timeout, words)
+
+        rounds = Rounds(max(1, -(-count // size)), part, window, seconds)
+        while rounds.left:
+            async with aclosing(self._transport.run_many(rounds, rounds.window)) as replies:
+                async for index, reply in replies:
+                    number = rounds.took(index, reply)
+                    if number is not None:
+                        parts[number] = await self._read(reply)
+            if pause := rounds.end():
+                await asyncio.sleep(pause)
         found = {
             name: np.concatenate([parts[index][name] for index in range(len(parts))])
             if len(parts) > 1
@@ -200,20 +266,27 @@ class AsyncInference(AsyncBase):
         }
         return _single(found) if outputs == "auto" else found
 
-    def _slices(self, target: Name, bound: Bound, count: int, size: int, timeout: float | None) -> Iterator[Request]:
-        for start in range(0, max(count, 1), size):
-            items: list[object] = [item[start : start + size] for item in bound.items]  # type: ignore[index]
-            yield self._request(target, Bound(items, bound.names), (), timeout)
-
-    def _request(self, target: Name, bound: Bound, outputs: Sequence[bytes], timeout: float | None) -> Request:
+    def _request(
+        self, target: Name, bound: Bound, outputs: Sequence[bytes], timeout: float | None, words: tuple[Any, ...]
+    ) -> Request:
         transport = self._transport
         seconds = self._timeout if timeout is None else timeout
-        return binding.request(target, bound, outputs, seconds, transport.identity, transport.node)
+        request = binding.request(target, bound, outputs, seconds, transport.identity, transport.node)
+        request.terms = words
+        return request
 
-    async def _bind(self, target: Name, bound: Bound) -> Bound:
-        """Make arrays of plain values: for that one has to know what the model takes."""
+    async def _bind(self, target: Name, bound: Bound, outputs: Sequence[bytes], *, move: bool = False) -> Bound:
+        """Make arrays of plain values: for that one has to know what the model takes; and fetch what shall be moved."""
         if bound.needs_signature:
             bound.convert(await self._signature(target))
+        if move and not self._transport.node:
+            places = binding.strangers(bound, outputs)
+            names = [bound.items[place].name for place in places]  # type: ignore[attr-defined]
+            values = await self._transport.call_many([plain.get_bytes(name) for name in names])
+            for place, name, value in zip(places, names, values, strict=True):
+                if value is None:
+                    raise NoTensor(f"there is no key {text(name)!r}")
+                bound.items[place] = binding.Moved(b"", memoryview(value))
         return bound
 
     async def _signature(self, target: Name) -> Signature | None:
@@ -221,7 +294,7 @@ class AsyncInference(AsyncBase):
         now = time.monotonic()
         if known is None or known[0] < now:
             try:
-                record = await self._transport.call(plain.catalog_record(self._transport.node, target))
+                record = await self._transport.record(target)
             except NoModel:
                 return None  # the call itself says it better
             known = (now + _SIGNATURE_S, record.signature)
@@ -243,9 +316,7 @@ class AsyncInference(AsyncBase):
         staged = [value for value in found.outputs.values() if isinstance(value, str)]
         fetched: dict[str, NDArray[Any]] = {}
         if staged:
-            batch: list[Command[Any]] = [*map(plain.get_output, staged), plain.unlink(staged)]
-            arrays = await self._transport.call_many(batch)
-            fetched = dict(zip(staged, arrays, strict=False))
+            fetched = dict(zip(staged, await self._transport.collect(staged), strict=True))
         return {
             name: fetched[value] if isinstance(value, str) else plain.array(value)
             for name, value in found.outputs.items()

@@ -3,10 +3,11 @@
 
 import time
 
+from keyside.clients.cluster_sync import SyncCluster
 from keyside.clients.request import answered
 from keyside.clients.transport_sync import SyncTransport
-from keyside.tensorstore import commands
-from keyside.tensorstore.errors import LibraryTooOld, Unreachable
+from keyside.tensorstore import commands, plain
+from keyside.tensorstore.errors import KeysideError, LibraryTooOld, NoPerm, ServerError, Unreachable
 
 __all__ = ["Base"]
 
@@ -20,6 +21,50 @@ class Base:
         self._transport = transport
         self._timeout = timeout
         self._library = 0
+        self._settled = False
+
+    def _settle(self) -> None:
+        """Find out once whether there is one server, or nodes of a cluster, or sentinels.
+
+        Raises:
+            KeysideError: none of them says so.
+        """
+        first = self._transport
+        try:
+            if not (first.endpoint.sentinels or first.endpoint.seeds) and self._alone():
+                self._settled = True
+                return
+            cluster = SyncCluster(first.endpoint, first.idle, self._timeout)
+            try:
+                cluster.begin_map()
+            except BaseException:
+                cluster.close()
+                raise
+        except KeysideError:
+            if self._settled:  # by another caller, who has closed the first connection
+                return
+            raise
+        if self._settled or first.closed:
+            cluster.close()
+            return
+        self._transport, self._settled = cluster, True
+        first.close()
+
+    def _alone(self) -> bool:
+        """Whether the server belongs to no cluster."""
+        try:
+            self._transport.call(plain.cluster_slots())
+        except ServerError:
+            return True
+        except NoPerm as error:
+            try:
+                report = self._transport.call(commands.ai_node())
+            except KeysideError:
+                return True
+            if report.cluster:
+                raise NoPerm(f"a client of a cluster must be allowed to call CLUSTER SLOTS: {error.text}") from error
+            return True
+        return False
 
     def _functions(self) -> None:
         """See once that the server has a function library that fits.
@@ -33,6 +78,8 @@ class Base:
             ends = time.monotonic() + self._timeout
             while True:
                 try:
+                    if not self._settled:
+                        self._settle()
                     found = self._transport.call(commands.ks_version())
                     break
                 except Unreachable as error:

@@ -5,6 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from keyside.clients._sync.base import Base
@@ -12,7 +13,7 @@ from keyside.clients.blobs import Blob, Source, open_blob
 from keyside.clients.versions import ModelVersion, meant, newest, parse_target, same_version
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Name, text, to_bytes
-from keyside.tensorstore.commands import ListedModel, ModelStats
+from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
 from keyside.tensorstore.errors import ModelFailed, NoModel, TimedOut, Unreachable
 from keyside.tensorstore.records import ModelInfo
 
@@ -159,6 +160,8 @@ class Models(Base):
             NoModel: there is no such model.
             WrongType: the key holds something else.
         """
+        if not self._settled:
+            self._settle()
         return self._transport.call(plain.model_hash(name))
 
     def version(self, target: str) -> ModelVersion:
@@ -174,12 +177,16 @@ class Models(Base):
         return meant(self.model_info(name), number)
 
     def models(self) -> Iterator[ListedModel]:
-        """List the models of this server: their names and the tags of their default versions."""
+        """List the models: their names and the tags of their default versions.
+
+        On a cluster as one node knows them: one that has just been stored may be missing for a moment.
+        """
         self._functions()
+        tag = self._transport.complete_tag()
         cursor: int = 0
         listed: set[str] = set()
         while True:
-            cursor, found = self._transport.call(commands.ai_modelscan(cursor))
+            cursor, found = self._transport.call_at(tag, commands.ai_modelscan(cursor))
             for model in found:
                 if model.name not in listed:
                     listed.add(model.name)
@@ -198,11 +205,14 @@ class Models(Base):
         self._transport.call(commands.ai_modeldel(name, number))
 
     def wait_ready(self, target: str, *, timeout: float = 120.0) -> ModelVersion:
-        """Wait until an executor has loaded a version.
+        """Wait until an executor has loaded a version; on a cluster all that are alive and serve its device.
 
         Args:
             target: `name@3`, or `name` for the newest version.
             timeout: seconds.
+
+        Returns:
+            The version. On a cluster its `missing` names the nodes that have no executor for it.
 
         Raises:
             NoModel: there is no such version.
@@ -213,29 +223,48 @@ class Models(Base):
         ends = time.monotonic() + timeout
         pause = _POLL_S
         while True:
-            found = newest(self.model_info(name), number)
+            info = self.model_info(name)
+            found = newest(info, number)
+            late: Sequence[str] = ()
             if found.state == "ready":
-                return found
+                late, missing = self._transport.not_ready(info.model_id(found.version), found.info.device)
+                if not late:
+                    return replace(found, missing=missing) if missing else found
             if found.state == "failed":
                 raise ModelFailed(f"{found.target}: {found.info.reason}")
             if time.monotonic() + pause >= ends:
+                if late:
+                    raise TimedOut(
+                        f"{found.target} is not loaded everywhere after {timeout:g} s, not by {', '.join(late)}"
+                    )
                 why = self._transport.who_serves(found.info.device)
                 raise TimedOut(f"{found.target} is still loading after {timeout:g} s: {why}")
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_MAX_S)
 
     def model_stats(self, target: str) -> ModelStats:
-        """Read the counters of a version on this server.
+        """Read the counters of a version; on a cluster the sums of those of all nodes.
 
         Raises:
             NoModel: there is no such model or version.
         """
         self._functions()
         name, number = parse_target(target)
-        return self._transport.call(commands.ai_info(name, number))
+        found = self._transport.call(commands.ai_info(name, number))
+        others = self._transport.other_tags(name)
+        if others:
+            model = self._model_id(name, number)
+            counts = self._transport.call_many([plain.counters(tag, model) for tag in others])
+            fields = ("duration", "samples", "calls", "errors")
+            sums = {
+                field: getattr(found, field) + sum(column)
+                for field, column in zip(fields, zip(*counts, strict=True), strict=True)
+            }
+            found = found._replace(**sums)
+        return found
 
     def reset_stats(self, target: str) -> None:
-        """Begin the counters of a version anew.
+        """Begin the counters of a version anew, on a cluster on all nodes.
 
         Raises:
             NoModel: there is no such model or version.
@@ -243,3 +272,52 @@ class Models(Base):
         self._functions()
         name, number = parse_target(target)
         self._transport.call(commands.ai_info_reset(name, number))
+        others = self._transport.other_tags(name)
+        if others:
+            model = self._model_id(name, number)
+            self._transport.unlink([keys.NodeKeys(tag).stats(model) for tag in others])
+
+    def _model_id(self, name: str, number: int | None) -> str:
+        info = self.model_info(name)
+        return info.model_id(meant(info, number).version)
+
+    def set_limits(
+        self,
+        name: Name | None,
+        *,
+        jobs: int | None = None,
+        nbytes: int | None = None,
+        rate: tuple[int, float] | None = None,
+        user_rate: tuple[int, float] | None = None,
+    ) -> None:
+        """Bound what may be queued and how often jobs may come; what is not named is not bounded any more.
+
+        Whoever is refused gets Busy, whose `retry_after` says when to try again. All of it is counted on each node.
+
+        Args:
+            name: of a model; None: what holds for all models of this server, on a cluster of each node. There `jobs`
+                and `nbytes` are for each queue, 10,000 and 1 GiB unless they are named.
+            jobs: waiting or running at a time; 0: no bound. Likewise nbytes.
+            nbytes: that their inputs may hold together.
+            rate: how many jobs may come in how many seconds.
+            user_rate: the same for each user; then calls have to name one.
+
+        Raises:
+            NoModel: there is no such model.
+        """
+        self._functions()
+        command = commands.ai_limitset(name, jobs=jobs, nbytes=nbytes, rate=rate, user_rate=user_rate)
+        if name is not None:
+            self._transport.call(command)
+            return
+        for tag in self._transport.tags():
+            self._transport.call_at(tag, command)
+
+    def limits(self, name: Name | None) -> Limits:
+        """Read the bounds of a model, or with None those of this server, on a cluster of one node of it.
+
+        Raises:
+            NoModel: there is no such model.
+        """
+        self._functions()
+        return self._transport.call(commands.ai_limitget(name))

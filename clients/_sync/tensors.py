@@ -43,6 +43,8 @@ class Tensors(Base):
         if data.nbytes > _LARGEST - _HEADER_MAX:
             raise TooBig(f"a tensor of {data.nbytes} bytes: a key holds at most 512 MiB, split it along its first axis")
         px = None if ex is None and px is None else _ttl(ex, px)
+        if not self._settled:
+            self._settle()
         self._transport.store(_own(key), header, data, px)
 
     def get(self, key: Name) -> NDArray[Any]:
@@ -56,6 +58,8 @@ class Tensors(Base):
             WrongType: it holds something else.
             BadNpy: it holds a damaged tensor.
         """
+        if not self._settled:
+            self._settle()
         return self._transport.fetch(key)
 
     def meta(self, key: Name) -> TensorMeta:
@@ -69,6 +73,8 @@ class Tensors(Base):
             WrongType: it holds something else.
             BadNpy: it holds a damaged tensor.
         """
+        if not self._settled:
+            self._settle()
         prefix, total = self._transport.call_many((plain.get_prefix(key, _PREFIX_BYTES), plain.strlen(key)))
         if total > len(prefix) >= 10 and prefix.startswith(npy.MAGIC):
             size = npy.header_size(prefix)
@@ -78,6 +84,8 @@ class Tensors(Base):
 
     def exists(self, key: Name) -> bool:
         """Whether there is a key of that name, of any type."""
+        if not self._settled:
+            self._settle()
         return self._transport.call(plain.exists(key))
 
     def delete(self, *names: Name) -> int:
@@ -91,8 +99,10 @@ class Tensors(Base):
         """
         if not names:
             return 0
+        if not self._settled:
+            self._settle()
         self._no_models(names, "delete it with delete_model")
-        return self._transport.call(plain.unlink(names))
+        return self._transport.unlink(names)
 
     def _no_models(self, names: Sequence[Name], instead: str) -> None:
         """See that none of these keys is a model: a model that goes like any key leaves its parts behind."""
@@ -120,6 +130,8 @@ class Tensors(Base):
             NoTensor: there is no `source`.
             WrongType: `destination` is a model, which does not go with `replace` either.
         """
+        if not self._settled:
+            self._settle()
         if replace:
             self._no_models((_own(destination),), "delete it with delete_model before another takes its name")
         batch = (plain.copy(source, _own(destination), replace=replace), plain.exists(source))
@@ -135,6 +147,8 @@ class Tensors(Base):
             NoTensor: there is no `source`.
             WrongType: one of them is a model.
         """
+        if not self._settled:
+            self._settle()
         _own(destination)
         self._no_models((source, destination), "models cannot be renamed or replaced, see store and delete_model")
         try:
@@ -154,28 +168,36 @@ class Tensors(Base):
         Returns:
             Whether that changed anything.
         """
+        if not self._settled:
+            self._settle()
         return self._transport.call(plain.pexpire(key, _ttl(seconds, None)))
 
     def tensors(self, prefix: str = "") -> Iterator[str]:
         """List the tensor keys whose names begin with a prefix, in no order.
 
-        The whole key space is walked in steps. A key that is there all the time is listed once; one that comes or
-        goes meanwhile may be or not.
+        The whole key space is walked in steps, on a cluster node by node. A key that is there all the time is listed
+        once; one that comes or goes meanwhile, or whose slot moves to another node, may be or not.
         """
-        cursor = 0
+        if not self._settled:
+            self._settle()
+        transport = self._transport
         listed: set[bytes] = set()
-        while True:
-            cursor, found = self._transport.call(plain.scan_strings(cursor, prefix))
-            fresh = [key for key in found if key not in listed and not key.startswith(b"ks:{")]
-            if fresh:
-                batch = [plain.get_prefix(key, len(npy.MAGIC)) for key in fresh]
-                replies = self._transport.replies(batch)
-                for key, start in zip(fresh, replies, strict=True):
-                    if start == npy.MAGIC:
-                        listed.add(key)
-                        yield text(key)
-            if not cursor:
-                return
+        for tag in transport.tags():
+            cursor, asked = 0, transport.serving(tag)
+            while True:
+                cursor, found = transport.call_at(tag, plain.scan_strings(cursor, prefix))
+                fresh = [key for key in found if key not in listed and not key.startswith(b"ks:{")]
+                if fresh:
+                    batch = [plain.get_prefix(key, len(npy.MAGIC)) for key in fresh]
+                    replies = transport.replies(batch)
+                    for key, start in zip(fresh, replies, strict=True):
+                        if start == npy.MAGIC:
+                            listed.add(key)
+                            yield text(key)
+                if (now := transport.serving(tag)) != asked:
+                    cursor, asked = 0, now  # a replica has taken over, and another server's cursor says nothing to it
+                elif not cursor:
+                    break
 
 
 def _own(key: Name) -> bytes:

@@ -46,7 +46,7 @@ def setting_options(command: _F) -> _F:
         flag = "--" + field.name.replace("_", "-")
         text = helps[field.name]
         details = [f"env var: {variable(field.name)}"]
-        if field.default is not dataclasses.MISSING and field.default not in (None, False):
+        if field.default is not dataclasses.MISSING and field.default not in (None, False, ""):
             default = field.default
             shown = ",".join(default) if isinstance(default, tuple) else f"{default}"
             details.append(f"default: {shown}")
@@ -62,7 +62,7 @@ def _metavar(name: str) -> str:
     for ending, word in (("_ms", "MS"), ("_s", "SECONDS"), ("_dir", "DIR"), ("devices", "NAME,..")):
         if name.endswith(ending):
             return word
-    return {"name": "TEXT", "http_host": "HOST", "memory_budget": "SIZE", "log_level": "LEVEL"}.get(
+    return {"name": "TEXT", "http_host": "HOST", "peer_url": "URL", "memory_budget": "SIZE", "log_level": "LEVEL"}.get(
         name, "FORMAT" if name == "log_format" else "N"
     )
 

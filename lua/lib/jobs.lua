@@ -153,11 +153,16 @@ function jobs.held(stream, consumer, first, last, most)
 end
 
 -- Put a reply where the caller waits for it. A ticket that the caller spoilt with another type is the caller's loss.
+-- Returns false where the ticket is on another node.
 function jobs.reply(own, device, id, deadline, ticket, corr, text)
   if ticket == '' then
     ticket = own.ticket .. device .. '/' .. id
   end
-  jobs.push(ticket, corr, text, deadline + jobs.REPLY_GRACE_MS)
+  return jobs.push(ticket, corr, text, deadline + jobs.REPLY_GRACE_MS)
+end
+
+local function elsewhere(reply)
+  return type(reply) == 'table' and reply.err and string.find(reply.err, 'non local', 1, true) ~= nil
 end
 
 -- Other replies may wait on the same list: none of them goes before its time.
@@ -177,7 +182,9 @@ function jobs.push(ticket, corr, text, expires)
   local pushed = redis.pcall('RPUSH', ticket, text)
   if type(pushed) == 'number' then
     keep_until(ticket, pushed == 1, expires)
+    return true
   end
+  return not elsewhere(pushed)
 end
 
 -- Replies for lists that many jobs share, gathered in `lists`, to be pushed together: they cost most of what a batch does.
@@ -193,7 +200,9 @@ function jobs.collect(lists, ticket, text, deadline)
   end
 end
 
+-- Returns the lists that are on other nodes, {ticket = true}; nil: none.
 function jobs.push_collected(lists)
+  local lost
   for ticket, list in pairs(lists) do
     local length, count = 0, #list
     for from = 1, count, 1000 do
@@ -201,8 +210,12 @@ function jobs.push_collected(lists)
     end
     if type(length) == 'number' then
       keep_until(ticket, length == count, list.deadline + jobs.REPLY_GRACE_MS)
+    elseif elsewhere(length) then
+      lost = lost or {}
+      lost[ticket] = true
     end
   end
+  return lost
 end
 
 -- The private keys that hold inputs of a job and of no other.

@@ -93,6 +93,11 @@ function keys.seen(key, client, seq)
   return private(key, 'seen') .. client .. ':' .. ('%d'):format(seq)
 end
 
+-- What says that a job was taken over from another node, in the slot of the keys that it came for.
+function keys.forwarded(key, origin)
+  return private(key, 'fwd') .. origin
+end
+
 -- The node's own keys, formed once per tag.
 function keys.of_node(tag)
   local base = 'ks:{' .. tag .. '}:'

@@ -68,6 +68,7 @@ function node.queue(word)
   if tag ~= own.tag then
     local clustered = own.clustered
     own = of_tag(tag)
+    own.clustered = clustered
     if clustered then
       redis.call('EXISTS', own.catalog) -- is it here?
     end

@@ -12,7 +12,7 @@ local SHARE = 16 -- who is refused shall come again when this part of the bound 
 -- failover or a FLUSHALL it is right again soon.
 local kept, kept_of, kept_at = nil, nil, 0
 
-local function read(own)
+local function limits_of(own)
   local text = redis.pcall('GET', own.limits)
   if type(text) == 'table' and not string.find(text.err, 'WRONGTYPE', 1, true) then
     error(text, 0)
@@ -28,13 +28,13 @@ function room.limits(own, now)
   if kept_of == own and now - kept_at < KEPT_MS and now >= kept_at then
     return kept
   end
-  kept, kept_of, kept_at = read(own), own, now
+  kept, kept_of, kept_at = limits_of(own), own, now
   return kept
 end
 
 -- As AI_LIMITGET shows them.
 function room.read(own)
-  return read(own)
+  return limits_of(own)
 end
 
 function room.forget()

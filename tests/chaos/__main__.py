@@ -51,7 +51,16 @@ def run(
             url = world.proxies[0].url if world.proxies and number % 4 > 1 else world.url
             client = "asyncio" if number % 2 else "blocking"
             configs.append(
-                Config(url, client, number, seed=seed, width=width, slots=cluster, pause=pause, timeout=8.0 if cluster else 5.0)
+                Config(
+                    url,
+                    client,
+                    number,
+                    seed=seed,
+                    width=width,
+                    slots=processes if cluster else 0,
+                    pause=pause,
+                    timeout=8.0 if cluster else 5.0,
+                )
             )
         callers = Callers(configs)
         trouble = Trouble(world, callers)
@@ -81,13 +90,21 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=4, help="of callers")
     parser.add_argument("--width", type=int, default=6, help="calls at the same time of each process")
     parser.add_argument("--every", type=float, default=2.5, help="seconds between two faults")
-    parser.add_argument("--wait", action="store_true", help="until the longest TTL has passed: nothing may be left then")
+    parser.add_argument(
+        "--wait", action="store_true", help="until the longest TTL has passed: nothing may be left then"
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     found, problems = run(
-        options.cluster or options.server, cluster=bool(options.cluster), seconds=options.seconds, seed=options.seed,
-        processes=options.processes, width=options.width, every=options.every, wait=options.wait,
-    )  # fmt: skip
+        options.cluster or options.server,
+        cluster=bool(options.cluster),
+        seconds=options.seconds,
+        seed=options.seed,
+        processes=options.processes,
+        width=options.width,
+        every=options.every,
+        wait=options.wait,
+    )
     print(show(found, problems))
     if options.json:
         options.json.write_text(json.dumps(found | {"problems": problems}, indent=1) + "\n")

@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ WATCHED = 500
 AGE_S = 15.0
 """Longer than a lease, or a retry, may bring back what was over."""
 PX = 180_000
+SLOT_STEP = 6151
+"""Odd, so that all slots come up before the first comes again."""
+
+# What right calls may end with while things go wrong.
+EXPECTED = {"UNREACHABLE", "TIMEDOUT", "BUSY", "OOM", "TRYAGAIN", "INPUTLOST", "DEADLETTER", "CANCELLED", "NOLIBRARY"}
 
 Array = np.ndarray[Any, Any]
 
@@ -52,9 +58,9 @@ class Config:
         width: calls at the same time.
         timeout: of a call, seconds.
         idle: seconds after which a silent connection is given up.
-        count: of calls; 0: until it is told to stop.
+        count: of calls; then it says so, and goes on until it is told to stop.
         pause: seconds between two calls of one worker.
-        slots: on a cluster: keys lie in all slots.
+        slots: on a cluster: keys lie in all slots, one after the other; how many processes share them.
         only: names of operations; empty: all of them.
     """
 
@@ -67,7 +73,7 @@ class Config:
     idle: float = 1.5
     count: int = 0
     pause: float = 0.0
-    slots: bool = False
+    slots: int = 0
     only: list[str] = field(default_factory=list)
 
 
@@ -83,7 +89,10 @@ class Result:
     hung: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     latest: float = 0.0
+    bare: int = 0
+    places: list[int] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
 
 
 class Wrong(Exception):
@@ -99,6 +108,7 @@ class Caller:
         self.result = Result()
         self.stopping = False
         self._numbers = itertools.count()
+        self._places = itertools.count()
         # Keys that nobody may write any more: since when, and what they hold, the mark or nothing.
         self.watched: deque[tuple[str, float, int | None]] = deque()
         self.suspects: list[tuple[str, float, str]] = []
@@ -119,7 +129,7 @@ class Caller:
     # --- the load
 
     async def run(self) -> None:
-        """Call until told to stop, or as often as was said."""
+        """Call until told to stop."""
         await asyncio.gather(*(self._worker() for _ in range(self.config.width)))
 
     async def _worker(self) -> None:
@@ -127,8 +137,8 @@ class Caller:
         weights = [self._kinds[name][0] for name in names]
         while not self.stopping:
             n = next(self._numbers)
-            if self.config.count and n >= self.config.count:
-                return
+            if n == self.config.count and n:
+                say({"done": True})
             rng = random.Random(self.config.seed * 1_000_003 + self.config.number * 10_007 + n)
             name = rng.choices(names, weights)[0]
             await self._ask(name, n, rng)
@@ -150,21 +160,24 @@ class Caller:
         try:
             task.result()
         except Wrong as error:
-            result.wrong.append(f"{name} {n}: {error}")
+            result.wrong.append(f"{now()} {name} {n}: {error}")
         except KeysideError as error:
             result.codes[error.code] += 1
             if error.code == "ERR" or "internal" in error.text:
-                result.strange.append(f"{name} {n}: {error}")
+                result.strange.append(f"{now()} {name} {n}: {error}")
+            elif error.code not in EXPECTED:
+                result.odd.append(f"{now()} {name} {n}: {error}")
         except Exception as error:  # a client says KeysideError, or there is something to mend
             text = "".join(traceback.format_exception(error)[-3:])
+            result.bare += 1
             result.strange.append(f"{name} {n}: {type(error).__name__}: {error}: {text}")
         else:
             result.right[name] += 1
 
-    async def _timed(self, call: Awaitable[Any], timeout: float | None = None, jobs: int = 1) -> Any:
+    async def _timed(self, call: Awaitable[Any], deadline: float | None = None, jobs: int = 1) -> Any:
         """Await one call, and take note of whether it ended in its time."""
         self.result.jobs += jobs
-        limit = self.config.timeout if timeout is None else timeout
+        limit = self.config.timeout if deadline is None else deadline
         began = time.monotonic()
         try:
             return await call
@@ -183,7 +196,12 @@ class Caller:
         return np.full((rows, 1), self._mine(n), np.int64)
 
     def _key(self, n: int, rng: random.Random, what: str) -> str:
-        tag = slot_tag(rng.randrange(SLOTS)).decode() if self.config.slots else "chaos"
+        tag = "chaos"
+        if self.config.slots:
+            count = next(self._places)
+            self.result.places = [count + 1]
+            place = count * self.config.slots + self.config.number % self.config.slots
+            tag = slot_tag(place * SLOT_STEP % SLOTS).decode()
         return f"chaos:{{{tag}}}:{self.config.number}:{n}:{what}"
 
     async def _value(self, n: int, rng: random.Random) -> None:
@@ -247,8 +265,9 @@ class Caller:
         x, key = self._x(n, LARGE_ROWS if rng.randrange(5) == 0 else 2), self._key(n, rng, "o")
         await self.client.set(key, x, px=60_000)
         same(await self._timed(self.client.predict("echo", Key(key, "own"))), x)
+        self.looked += 1
         if await self.client.exists(key):
-            raise Wrong("the temporary is still there")
+            self.suspects.append((key, time.time(), "the temporary is still there"))
 
     async def _many(self, n: int, rng: random.Random) -> None:
         x = self._mine(n) + np.arange(8, dtype=np.int64).reshape(8, 1)
@@ -278,14 +297,14 @@ class Caller:
 
     async def _refused(self, n: int, rng: random.Random) -> None:
         """What cannot be right is refused with its code, if anything is said at all."""
-        wanted, call = rng.choice(
-            [
-                ("BADSHAPE", lambda: self.client.predict("echo", np.zeros((1, 2), np.int64))),
-                ("BADDTYPE", lambda: self.client.predict("echo", np.zeros((1, 1), np.float32))),
-                ("NOMODEL", lambda: self.client.predict("nothing", self._x(n))),
-                ("NOTENSOR", lambda: self.client.execute("echo", "chaos:{a}:none", "chaos:{a}:y")),
-            ]
-        )
+        client = self.client
+        calls: list[tuple[str, Callable[[], Any]]] = [
+            ("BADSHAPE", lambda: client.predict("echo", np.zeros((1, 2), np.int64))),
+            ("BADDTYPE", lambda: client.predict("echo", np.zeros((1, 1), np.float32))),
+            ("NOMODEL", lambda: client.predict("nothing", self._x(n))),
+            ("NOTENSOR", lambda: client.execute("echo", "chaos:{a}:none", "chaos:{a}:y")),
+        ]
+        wanted, call = rng.choice(calls)
         try:
             await self._timed(call())
         except KeysideError as error:
@@ -315,6 +334,11 @@ def same(got: Any, wanted: Array) -> None:
         raise Wrong(f"{text} instead of {list(wanted.shape)} {wanted.ravel()[:3]}")
 
 
+def now() -> str:
+    """The time of day, as executors log it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 async def serve(config: Config) -> None:
     """Make the client, call, and take orders."""
     loop = asyncio.get_running_loop()
@@ -331,8 +355,6 @@ async def serve(config: Config) -> None:
     async for connect in connector(config.kind):
         caller = Caller(config, connect(config.url, timeout=config.timeout, idle_timeout=config.idle))
         load = asyncio.ensure_future(caller.run())
-        if config.count:
-            load.add_done_callback(lambda _: say({"done": True}))
         while order := await orders.get():
             word, _, rest = order.partition(" ")
             if word == "stop":

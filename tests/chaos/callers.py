@@ -110,9 +110,10 @@ class Callers:
         total = self.total
         for name in ("calls", "right", "codes"):
             getattr(total, name).update(Counter(said[name]))
-        for name in ("wrong", "hung", "late", "strange"):
+        for name in ("wrong", "hung", "late", "strange", "odd", "places"):
             getattr(total, name).extend(said[name])
         total.jobs += said["jobs"]
+        total.bare += said["bare"]
         total.latest = max(total.latest, said["latest"])
 
     def check(self, unsure: list[tuple[float, float]], seconds: float) -> None:

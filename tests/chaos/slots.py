@@ -70,6 +70,4 @@ class Mover:
             names = old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, BATCH)
             if not names:
                 return
-            old.execute_command(
-                "MIGRATE", "127.0.0.1", target.port, "", 0, TIMEOUT_MS, "REPLACE", "KEYS", *names
-            )
+            old.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, TIMEOUT_MS, "REPLACE", "KEYS", *names)

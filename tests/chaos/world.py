@@ -1,18 +1,22 @@
 """What the harness runs its load on: a server or a cluster, executors, proxies, models."""
 
 import contextlib
-import json
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
+import redis as redis_py
 from tests import models, more_models
 from tests.executors import Executor
 from tests.proxy import Proxy
 from tests.servers import Cluster, Kind, Server, wait_until
 
 import keyside
+from keyside.tensorstore.keys import NodeKeys
 
 __all__ = ["EXECUTOR", "MODELS", "Sample", "World"]
 
@@ -31,6 +35,27 @@ class Sample:
     executors: dict[str, int] = field(default_factory=dict)
 
 
+class Beside(Executor):
+    """An executor beside a node of a cluster: beside a replica it stands by, and then it is not registered."""
+
+    def start(self) -> Self:
+        """Start it and wait until it has looked where it is."""
+        self._said = len(self.output)
+        return super().start()
+
+    def registered(self) -> bool:
+        """Whether it serves its node, or stands by where that is a replica."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the executor ended with {self.process.returncode}:\n{self.output}"
+        with self.server.client(socket_timeout=1) as client:
+            if client.info("replication")["role"] != "master":
+                return any(word in self.output[self._said :] for word in ("standby", "executor ready"))
+            tag = bytes(client.execute_command("FCALL_RO", "AI_NODE", 0)[1])  # type: ignore[no-untyped-call]
+            names = client.zrange(f"ks:{{{tag.decode()}}}:executors", 0, -1)
+            infos = [client.get(NodeKeys(tag).executor(name)) for name in names]
+        return any(f'"pid": {self.process.pid},'.encode() in (info or b"") for info in infos)
+
+
 class World:
     """Everything but the callers.
 
@@ -42,9 +67,11 @@ class World:
 
     def __init__(self, kind: Kind, *, cluster: bool, executors: int = 2) -> None:
         self.kind = kind
-        self.cluster = Cluster(kind, appendonly="yes") if cluster else None
-        # A server that is killed keeps what it has said yes to, since it writes before it answers.
-        self.servers = self.cluster.nodes if self.cluster else [Server(kind, appendonly="yes")]
+        # A server that is killed keeps what it has said yes to, since it writes before it answers. (With `everysec` it
+        # may put that off for the length of an fsync.)
+        log: dict[str, Any] = {"appendonly": "yes", "appendfsync": "no"}
+        self.cluster = Cluster(kind, **log) if cluster else None
+        self.servers = self.cluster.nodes if self.cluster else [Server(kind, **log)]
         self.executors: list[Executor] = []
         self.proxies: list[Proxy] = []  # of a single server: for callers, and for the second executor
         self.samples: list[Sample] = []
@@ -89,20 +116,30 @@ class World:
             self.proxies = [self._stack.enter_context(Proxy(server)) for _ in range(2)]
         for node in self.cluster.nodes if self.cluster else self.servers:
             for _ in range(self._per_node if self.cluster is None else 1):
-                self.executors.append(Executor(node, **EXECUTOR))
+                self.executors.append((Executor if self.cluster is None else Beside)(node, **EXECUTOR))
         if self.proxies:
             self.executors[-1].url = self.proxies[1].url
         for executor in self.executors:
             self._stack.callback(self._end, executor)
-            self.start(executor)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.start, self.executors))
         with keyside.Client(self.url, timeout=30) as client:
             for name, blob in MODELS.items():
                 client.store(name, blob, timeout=60)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def start(self, executor: Executor) -> None:
-        """Start one; on a replica it stands by."""
-        executor.start()
+        """Start one, though its server may be down or about to go down."""
+        ends = time.monotonic() + 30
+        while not self._over.is_set():
+            try:
+                executor.start()
+            except (redis_py.RedisError, OSError, AssertionError):
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
 
     def _end(self, executor: Executor) -> None:
         if executor.process is None:
@@ -114,6 +151,11 @@ class World:
             with contextlib.suppress(Exception):
                 executor.process.wait(15)
             executor.kill()
+        if folder := os.environ.get("CHAOS_LOGS"):  # to find out what happened
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"executor-{self.executors.index(executor)}-{executor.server.port}.log").write_text(
+                executor.output
+            )
         executor.log.unlink(missing_ok=True)
 
     # --- what is to be seen
@@ -146,7 +188,7 @@ class World:
         """Wait until nothing waits or runs any more, and all executors are well."""
         wait_until(lambda: self.queued() == 0, "the queues are empty", seconds)
         for executor in self.executors:
-            wait_until(executor.registered, f"{executor.url} has its executor", seconds)
+            wait_until(lambda one=executor: _well(one), f"{executor.url} has its executor", seconds)  # type: ignore[misc]
 
     def counted(self) -> dict[str, int]:
         """Jobs that executors have ended, by the counters of the nodes."""
@@ -154,11 +196,12 @@ class World:
         for node in self.primaries:
             with node.client() as client:
                 for key in client.scan_iter("ks:{*}:stats:*", count=1000):
-                    found[key.decode()] = found.get(key.decode(), 0) + int(client.hget(key, "calls") or 0)
+                    name = key.decode()
+                    found[name] = found.get(name, 0) + int(client.hget(key, "calls") or 0)
         return found
 
     def left(self) -> dict[str, Any]:
-        """Our keys that are left: those without TTL that should have one, and the others by kind with the longest TTL."""
+        """Our keys that are left: those that should have a TTL, and those that have one, by kind, with the longest."""
         forever: list[str] = []
         kinds: dict[str, tuple[int, int]] = {}
         unread = 0
@@ -183,19 +226,24 @@ class World:
         """What executors have said that they should not."""
         found = []
         for executor in self.executors:
-            for line in executor.output.splitlines():
-                if "Traceback" in line or '"level": "critical"' in line or "has ended" in line:
-                    found.append(f"{executor.url}: {line[:300]}")
+            lines = executor.output.splitlines()
+            found += [f"{executor.url}: {line[:300]}" for line in lines if "Traceback" in line or "has ended" in line]
         return found
 
     def about(self) -> str:
         """One line that says what this is."""
-        return json.dumps(
-            {"kind": self.kind, "servers": len(self.servers), "executors": len(self.executors), "cluster": bool(self.cluster)}
-        )
+        what = "cluster" if self.cluster else "server"
+        return f"{self.kind} {what}, {len(self.servers)} servers, {len(self.executors)} executors"
+
+
+def _well(executor: Executor) -> bool:
+    """Whether it is registered; a server that just fails over may not be able to tell."""
+    try:
+        return executor.registered()
+    except redis_py.RedisError:
+        return False
 
 
 def resident(pid: int) -> int:
     """Bytes of memory that a process has."""
-    with open(f"/proc/{pid}/statm", "rb") as file:
-        return int(file.read().split()[1]) * 4096
+    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * 4096

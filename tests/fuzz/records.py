@@ -37,11 +37,43 @@ numbers = st.sampled_from(
 )
 hostile_text = st.sampled_from(
     [
-        "", "0", "-1", "x", "nan", "1e5", " 1", "\u0663", "9" * 30, "9" * 5000, "\0", "\udcff", "m", "m@1", "m@", "@", "{}",
-        "[]", "null", "true", '"', "[" * 3000, "{" * 3000, '{"a":' * 1500, "ready", "loading", "failed", "gone", "ONNX", "TORCH",
-        "PICKLE", "../../etc/passwd", "ks:{0}:jobs:CPU", "a\nb", "e" * 70_000,
+        "",
+        "0",
+        "-1",
+        "x",
+        "nan",
+        "1e5",
+        " 1",
+        "\u0663",
+        "9" * 30,
+        "9" * 5000,
+        "\0",
+        "\udcff",
+        "m",
+        "m@1",
+        "m@",
+        "@",
+        "{}",
+        "[]",
+        "null",
+        "true",
+        '"',
+        "[" * 3000,
+        "{" * 3000,
+        '{"a":' * 1500,
+        "ready",
+        "loading",
+        "failed",
+        "gone",
+        "ONNX",
+        "TORCH",
+        "PICKLE",
+        "../../etc/passwd",
+        "ks:{0}:jobs:CPU",
+        "a\nb",
+        "e" * 70_000,
     ]
-)  # fmt: skip
+)
 scalars = st.none() | st.booleans() | numbers | hostile_text | st.binary(max_size=9)
 trees = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hostile_text, inner, max_size=3)
@@ -145,8 +177,21 @@ def entries(draw: st.DrawFn, model: str, key: str, load: str) -> list[Any]:
             0,
         ]
     packed = draw(hostile_msgpack(header))
-    value = draw(st.sampled_from([ROW, ROW, ROW, ROW[:-1], b"", b"\x93NUMPY", npy.to_bytes(np.zeros((0, 4), np.float32)),
-                                  npy.to_bytes(np.array("text")), npy.to_bytes(np.zeros((3, 5)))]))  # fmt: skip
+    value = draw(
+        st.sampled_from(
+            [
+                ROW,
+                ROW,
+                ROW,
+                ROW[:-1],
+                b"",
+                b"\x93NUMPY",
+                npy.to_bytes(np.zeros((0, 4), np.float32)),
+                npy.to_bytes(np.array("text")),
+                npy.to_bytes(np.zeros((3, 5))),
+            ]
+        )
+    )
     fields: list[Any] = ["h", packed, "0", value]
     match draw(st.integers(0, 8)):
         case 0:
@@ -164,10 +209,23 @@ def infos() -> st.SearchStrategy[bytes]:
     """What an executor tells about itself, or nearly."""
     return hostile_json(
         {
-            "name": "e", "pid": 1, "host": "h", "devices": ["CPU"], "backends": ["ONNX"], "keyside": "0.1.0", "started": 1.0,
-            "held": 0, "models": 1, "memory": 1, "budget": 1, "lease_ms": 15000, "ready": ["u-1"], "node": "", "local": True,
+            "name": "e",
+            "pid": 1,
+            "host": "h",
+            "devices": ["CPU"],
+            "backends": ["ONNX"],
+            "keyside": "0.1.0",
+            "started": 1.0,
+            "held": 0,
+            "models": 1,
+            "memory": 1,
+            "budget": 1,
+            "lease_ms": 15000,
+            "ready": ["u-1"],
+            "node": "",
+            "local": True,
         }
-    )  # fmt: skip
+    )
 
 
 def replies() -> st.SearchStrategy[bytes]:
@@ -181,11 +239,42 @@ def replies() -> st.SearchStrategy[bytes]:
 
 
 FIELDS = [
-    "type", "uid", "last", "default", "same:x", "1:state", "1:reason", "1:backend", "1:device", "1:tag", "1:batchsize",
-    "1:minbatchsize", "1:minbatchtimeout", "1:inputs", "1:outputs", "1:options", "1:size", "1:chunks", "1:upload", "1:load",
-    "1:expected", "1:digest", "1:sha1", "1:signature", "1:created", "1:ready", "0:state", "2:state", "9" * 5000 + ":state",
-    "\u0661:state", "-1:state", "1:", ":", "1:state:x", "rev",
-]  # fmt: skip
+    "type",
+    "uid",
+    "last",
+    "default",
+    "same:x",
+    "1:state",
+    "1:reason",
+    "1:backend",
+    "1:device",
+    "1:tag",
+    "1:batchsize",
+    "1:minbatchsize",
+    "1:minbatchtimeout",
+    "1:inputs",
+    "1:outputs",
+    "1:options",
+    "1:size",
+    "1:chunks",
+    "1:upload",
+    "1:load",
+    "1:expected",
+    "1:digest",
+    "1:sha1",
+    "1:signature",
+    "1:created",
+    "1:ready",
+    "0:state",
+    "2:state",
+    "9" * 5000 + ":state",
+    "\u0661:state",
+    "-1:state",
+    "1:",
+    ":",
+    "1:state:x",
+    "rev",
+]
 SIGNATURE = {
     "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [-1, 4]}],
     "outputs": [{"name": "y", "dtype": "FLOAT", "shape": [-1, 4]}],

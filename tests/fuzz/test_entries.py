@@ -5,10 +5,12 @@ It must not crash, run what it should not, or spin; and it goes on serving good 
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
+import redis as redis_py
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import models, raw
@@ -54,7 +56,15 @@ Action = tuple[Any, ...]
 def actions(draw: st.DrawFn, uid: str, spare: str) -> list[Action]:
     """Commands of somebody who writes into keys that are not his."""
     entry_id = st.sampled_from(["*"] * 9 + ["1-1", "99999999999999-0"])
-    record = {"key": "spare", "uid": spare, "version": 1, "state": "ready", "device": "CPU", "signature": SIGNATURE, "reason": ""}
+    record = {
+        "key": "spare",
+        "uid": spare,
+        "version": 1,
+        "state": "ready",
+        "device": "CPU",
+        "signature": SIGNATURE,
+        "reason": "",
+    }
     consumer = st.sampled_from(["other", "", "e" * 300, "\0"])
 
     def one() -> Action:
@@ -62,13 +72,23 @@ def actions(draw: st.DrawFn, uid: str, spare: str) -> list[Action]:
             case 0:
                 return ("HSET", "spare", *(part for pair in draw(model_fields()).items() for part in pair))
             case 1:
-                return ("HSET", NODE.catalog, draw(st.sampled_from(["spare", "spare@1", "none", "@"])), draw(hostile_json(record)))
+                return (
+                    "HSET",
+                    NODE.catalog,
+                    draw(st.sampled_from(["spare", "spare@1", "none", "@"])),
+                    draw(hostile_json(record)),
+                )
             case 2:
                 return ("SET", NODE.executor(f"f{draw(st.integers(0, 3))}"), draw(infos()))
             case 3:
                 return ("ZADD", NODE.executors, draw(st.sampled_from(["0", "1", "9e15", "-inf"])), draw(texts)[:1000])
             case 4:
-                return ("HSET", NODE.stats(f"{uid}-1"), draw(st.sampled_from(["calls", "duration", "samples", "x"])), draw(texts))
+                return (
+                    "HSET",
+                    NODE.stats(f"{uid}-1"),
+                    draw(st.sampled_from(["calls", "duration", "samples", "x"])),
+                    draw(texts),
+                )
             case 5:
                 return ("SET", b"ks:{0}:bytes:CPU", draw(texts))
             case 6:
@@ -77,15 +97,26 @@ def actions(draw: st.DrawFn, uid: str, spare: str) -> list[Action]:
                 return draw(
                     st.sampled_from(
                         [
-                            ("DEL", STREAM), ("XGROUP", "DESTROY", STREAM, "ks"), ("XTRIM", STREAM, "MAXLEN", 0),
-                            ("DEL", NODE.executors), ("SET", NODE.executors, "x"), ("SET", NODE.dead, "x"),
-                            ("DEL", NODE.stats(f"{uid}-1")), ("DEL", b"ks:{0}:bytes:CPU"), ("XGROUP", "CREATE", STREAM, "x", "0"),
-                            ("XGROUP", "SETID", STREAM, "ks", "0"), ("XGROUP", "SETID", STREAM, "ks", "$"),
-                            ("PUBLISH", "ks:catalog", "junk"), ("PUBLISH", "ks:catalog", "0 nan m"), ("PUBLISH", "ks:catalog", b"\xff 1 "),
-                            ("HSET", NODE.models, "none", "x"), ("ZADD", b"ks:{0}:revs", 5, "none"), ("SET", b"ks:{0}:revs", "x"),
+                            ("DEL", STREAM),
+                            ("XGROUP", "DESTROY", STREAM, "ks"),
+                            ("XTRIM", STREAM, "MAXLEN", 0),
+                            ("DEL", NODE.executors),
+                            ("SET", NODE.executors, "x"),
+                            ("SET", NODE.dead, "x"),
+                            ("DEL", NODE.stats(f"{uid}-1")),
+                            ("DEL", b"ks:{0}:bytes:CPU"),
+                            ("XGROUP", "CREATE", STREAM, "x", "0"),
+                            ("XGROUP", "SETID", STREAM, "ks", "0"),
+                            ("XGROUP", "SETID", STREAM, "ks", "$"),
+                            ("PUBLISH", "ks:catalog", "junk"),
+                            ("PUBLISH", "ks:catalog", "0 nan m"),
+                            ("PUBLISH", "ks:catalog", b"\xff 1 "),
+                            ("HSET", NODE.models, "none", "x"),
+                            ("ZADD", b"ks:{0}:revs", 5, "none"),
+                            ("SET", b"ks:{0}:revs", "x"),
                         ]
                     )
-                )  # fmt: skip
+                )
             case _:
                 return ("XADD", STREAM, draw(entry_id), *draw(entries(f"{uid}-1", "m", f"{spare}-1")))
 
@@ -102,7 +133,7 @@ def mend(db: Any) -> None:
 
 
 def next_millisecond(db: Any) -> None:
-    """A stream that was deleted gives the ids of this millisecond once more: what is said of an old one hits the new."""
+    """A stream that was deleted gives the ids of this millisecond again: what is said of an old one hits the new."""
     then = db.time()
     wait_until(lambda: db.time()[1] // 1000 != then[1] // 1000, "a millisecond is over")
 
@@ -117,8 +148,7 @@ def good(db: Any, x: Any) -> None:
 
 def ticks(pid: int) -> float:
     """Seconds of CPU that a process has had."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 
@@ -135,9 +165,8 @@ def test_an_executor_bears_what_others_write(served: Served, data: st.DataObject
     for command in todo:
         try:
             db.execute_command(*command)
-        except Exception as error:  # the server takes not all of it
+        except redis_py.ResponseError:  # the server takes not all of it
             refused += 1
-            assert "onnection" not in str(error), f"the server is gone: {command}"
         if command == ("DEL", STREAM):
             next_millisecond(db)
     COUNTS["hostile commands"] += len(todo) - refused

@@ -19,15 +19,74 @@ QUOTES = st.sampled_from(["''", "''", "''", '""', "'\"", "``", "'"])
 KEYS = ["descr", "fortran_order", "shape", "Descr", "shape2", "", "descr\0", "_" * 17]
 DTYPES = [
     *dtypes.TABLE,
-    "<f4", "<f4", "<f8", "<i8", "|b1", "|u1", "<u1", "<b1", "|i1", ">f4", "=f4", "f4", "|O", "<U2", "|V4", "<c8",
-    "|S1", "|S3", "|S0", "|S", "|S01", "|S2147483647", "|S2147483648", "|S99999999999", "<S3", "|S-1", "|S 3", "|S3 ", "",
-    "<f4\\x20", "<f4\0", "\xff", "|S\u0664",
-]  # fmt: skip
+    "<f4",
+    "<f4",
+    "<f8",
+    "<i8",
+    "|b1",
+    "|u1",
+    "<u1",
+    "<b1",
+    "|i1",
+    ">f4",
+    "=f4",
+    "f4",
+    "|O",
+    "<U2",
+    "|V4",
+    "<c8",
+    "|S1",
+    "|S3",
+    "|S0",
+    "|S",
+    "|S01",
+    "|S2147483647",
+    "|S2147483648",
+    "|S99999999999",
+    "<S3",
+    "|S-1",
+    "|S 3",
+    "|S3 ",
+    "",
+    "<f4\\x20",
+    "<f4\0",
+    "\xff",
+    "|S\u0664",
+]
 NUMBERS = [
-    "0", "1", "2", "3", "4", "6", "00", "01", "-1", "-0", "+1", "1.", "1e3", "0x1", "1_0", "1L", "", " ", "1 1",
-    "4294967296", "9007199254740991", "9007199254740992", "9007199254740993", "9223372036854775807",
-    "9223372036854775808", "18446744073709551616", "1" * 19, "1" * 20, "9" * 16, "9" * 400, "\u0664", "\0",
-]  # fmt: skip
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "6",
+    "00",
+    "01",
+    "-1",
+    "-0",
+    "+1",
+    "1.",
+    "1e3",
+    "0x1",
+    "1_0",
+    "1L",
+    "",
+    " ",
+    "1 1",
+    "4294967296",
+    "9007199254740991",
+    "9007199254740992",
+    "9007199254740993",
+    "9223372036854775807",
+    "9223372036854775808",
+    "18446744073709551616",
+    "1" * 19,
+    "1" * 20,
+    "9" * 16,
+    "9" * 400,
+    "\u0664",
+    "\0",
+]
 
 
 @st.composite
@@ -104,8 +163,7 @@ def python_says(value: bytes) -> tuple[Any, ...]:
     """Name of the dtype and shape, or nothing if it is refused."""
     try:
         array = npy.decode(value)
-    except BadNpy as error:
-        assert len(str(error)) < 400
+    except BadNpy:
         return ()
     return dtypes.of(array.dtype).name, list(array.shape)
 
@@ -137,8 +195,13 @@ ANY = Signature((TensorSpec("x", "", None),), None)
 
 
 @for_a_while
-@given(st.lists(files() | mutated() | st.binary(max_size=150).map(lambda data: GOOD[: len(data) % 13] + data),
-                min_size=1, max_size=40))  # fmt: skip
+@given(
+    st.lists(
+        files() | mutated() | st.binary(max_size=150).map(lambda data: GOOD[: len(data) % 13] + data),
+        min_size=1,
+        max_size=40,
+    )
+)
 @example([make(shape="(9007199254740992,)", descr="'|i1'", data=b"")])
 @example([make(text="{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", data=bytes(4)), GOOD])
 @few(150)

@@ -74,10 +74,45 @@ def test_model_hashes(fields: dict[str, bytes], alone: bool) -> None:
 
 
 @for_a_while
-@given(st.binary(max_size=60) | st.lists(st.sampled_from(
-    [b"*", b"$", b":", b"+", b"-", b"\r\n", b"1", b"0", b"-1", b"3", b"99999", b"40000", b"_", b"~", b"%", b"#t", b"|", b">",
-     b"=", b"(", b",", b"$-1\r\n", b"*-1\r\n", b"*2\r\n", b"$3\r\nabc\r\n", b"OK", b"$999999999999\r\n", b"$9223372036854775807\r\n"]
-), max_size=20).map(b"".join), st.integers(1, 7))  # fmt: skip
+@given(
+    st.binary(max_size=60)
+    | st.lists(
+        st.sampled_from(
+            [
+                b"*",
+                b"$",
+                b":",
+                b"+",
+                b"-",
+                b"\r\n",
+                b"1",
+                b"0",
+                b"-1",
+                b"3",
+                b"99999",
+                b"40000",
+                b"_",
+                b"~",
+                b"%",
+                b"#t",
+                b"|",
+                b">",
+                b"=",
+                b"(",
+                b",",
+                b"$-1\r\n",
+                b"*-1\r\n",
+                b"*2\r\n",
+                b"$3\r\nabc\r\n",
+                b"OK",
+                b"$999999999999\r\n",
+                b"$9223372036854775807\r\n",
+            ]
+        ),
+        max_size=20,
+    ).map(b"".join),
+    st.integers(1, 7),
+)
 @few(300)
 def test_bytes_of_the_protocol(data: bytes, piece: int) -> None:
     """Whatever comes instead of RESP: replies, a wait for more, or an error that the connection is closed for."""
@@ -149,8 +184,13 @@ def write(hand: Hand, world: dict[str, Any]) -> None:
     if world["staged"]:
         hand.do("SET", "fuzz:staged", world["staged"])
     for kind in world["types"]:
-        key = {"catalog": node.catalog, "models": node.models, "executors": node.executors,
-               "stats": node.stats(uid.decode() + "-1"), "bytes": b"ks:{0}:bytes:CPU"}[kind]  # fmt: skip
+        key = {
+            "catalog": node.catalog,
+            "models": node.models,
+            "executors": node.executors,
+            "stats": node.stats(uid.decode() + "-1"),
+            "bytes": b"ks:{0}:bytes:CPU",
+        }[kind]
         hand.do("DEL", key)
         hand.do("RPUSH", key, "another type")
 
@@ -199,8 +239,13 @@ def test_a_client_in_a_damaged_world(redis_alone: Server, world: dict[str, Any])
 
 
 @for_a_while
-@given(st.lists(replies() | st.binary(max_size=20) | st.builds(lambda n, r: b"%d " % n + r, st.integers(0, 9), replies()), max_size=8),
-       st.lists(infos(), max_size=3))  # fmt: skip
+@given(
+    st.lists(
+        replies() | st.binary(max_size=20) | st.builds(lambda n, r: b"%d " % n + r, st.integers(0, 9), replies()),
+        max_size=8,
+    ),
+    st.lists(infos(), max_size=3),
+)
 @few(10)
 def test_a_mailbox_that_others_write_to(redis_alone: Server, items: list[bytes], said: list[bytes]) -> None:
     """The asyncio client's list of replies: what is none is passed over, and each call ends all the same."""

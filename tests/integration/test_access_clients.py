@@ -41,7 +41,9 @@ def runner(place: World, lasting: set[int]) -> Iterator[Executor]:
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
-async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
+async def connect(request: pytest.FixtureRequest, place: World) -> AsyncIterator[Connect]:
+    # What the client of the test before was refused, at its end too, is not of this one.
+    send(place.admin, "ACL", "LOG", "RESET")
     async for made in connector(request.param):
         yield made
 

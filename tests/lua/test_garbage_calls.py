@@ -101,8 +101,10 @@ SOUND: dict[str, list[Any]] = {
         "1-1", "9007199254740991", "", "", "OK", "5", "1", "x", "y", "V", ROW,
         "J", "9007199254740991", "T", "c", "OK", "7", "0", "y", "V", ROW, "large", "S", "x",
     ],
+    "KS_DROP": ["CPU", "e1", "1-1", "J"],
     "KS_EXPIRE": ["CPU", "1-1", "J"],
     "KS_EXTEND": ["CPU", "e1", "1-1", "J"],
+    "KS_FORWARD": ["CPU", "0/CPU/1-1", "9007199254740991", "T", "h", "H"],
     "KS_LEAVE": ["e1", "CPU", "!", "CPU/1-1"],
     "KS_PUBLISH": ["CPU", "e1", "L", "u", "1", "ready", "0" * 64, '{"inputs":[],"outputs":null}', ""],
     "KS_RECOVER": ["CPU", "e1", "0", "3"],
@@ -151,7 +153,8 @@ def prepare(hand: Hand) -> dict[str, Any]:
     claimed = hand.do("XREADGROUP", "GROUP", "ks", "e1", "STREAMS", hand.node.jobs("CPU"), ">")[0][1]
     hand.predict()
     letter = hand.do("XADD", hand.node.dead, "*", "id", "CPU/1-1", "reason", "r", *claimed[2][1])
-    return {"D": letter, "T": b"ks:{%b}:t" % hand.node.tag, "L": claimed[0][0], "J": claimed[2][0]}
+    job, (_, header, *_) = claimed[2]
+    return {"D": letter, "T": b"ks:{%b}:t" % hand.node.tag, "L": claimed[0][0], "J": job, "H": header}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -147,8 +147,9 @@ def test_a_slot_that_is_on_the_move(lone: Hand, alone: Server) -> None:
                 assert healthy(lone)
             assert lone.length() == 1, "nothing was queued"
             outputs = [(b"{a}y", b"V", ROW)]
-            assert lone.complete("e1", [ok(queued, *outputs)]) == b"3"
-            assert (lone.reply(lone.node.ticket(b"CPU/" + queued.id)) or b"").startswith(b"TRYAGAIN ")
+            assert lone.complete("e1", [ok(queued, *outputs)]) == b"5", "it has not ended: it belongs elsewhere"
+            assert lone.reply(lone.node.ticket(b"CPU/" + queued.id)) is None
+            assert queued.id in lone.pending()
         finally:
             lone.do("CLUSTER", "SETSLOT", slot, "STABLE")
             lone.do("CLUSTER", "FORGET", other_id)

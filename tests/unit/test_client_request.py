@@ -21,6 +21,6 @@ from keyside.tensorstore.commands import Submit
 )
 def test_a_repeated_call_stays_in_the_class_of_its_timeout(timeout: float, left: float, said: int) -> None:
     seen: list[Submit] = []
-    request = Request(seen.append, timeout, Identity(), 1)  # type: ignore[arg-type]
+    request = Request("m", seen.append, timeout, Identity(), 1)  # type: ignore[arg-type]
     request.submit(left, b"ticket")
     assert seen[0].timeout_ms == said

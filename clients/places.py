@@ -1,0 +1,70 @@
+"""What the parts of a client ask its transport about nodes: there is one, or there are those of a cluster."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keyside.clients.plan import Plan
+from keyside.clients.topology import Node
+from keyside.tensorstore import keys
+from keyside.tensorstore.command import Name
+
+__all__ = ["ManyNodes", "OneNode", "laggards"]
+
+
+class OneNode:
+    """A server that belongs to no cluster."""
+
+    node: bytes
+
+    def tags(self) -> list[bytes]:
+        """Return the tags of all nodes."""
+        return [self.node]
+
+    def serving(self, tag: bytes) -> str:  # noqa: ARG002  # there is but one
+        """Return the address of the node that has the slot of a tag."""
+        return ""
+
+    def complete_tag(self) -> bytes:
+        """Return the tag of a node that knows all models."""
+        return self.node
+
+    def other_tags(self, name: Name) -> list[bytes]:  # noqa: ARG002
+        """Return the tags of all nodes but the home of a model."""
+        return []
+
+
+class ManyNodes(OneNode):
+    """The primaries of a cluster."""
+
+    plan: Plan
+
+    def nodes(self) -> list[Node]:
+        """Return the primaries that are known."""
+        return [node for node in self.plan.topology.nodes.values() if node.tag]
+
+    def tags(self) -> list[bytes]:
+        """Return the tags of all nodes."""
+        return [node.tag for node in self.nodes()]
+
+    def serving(self, tag: bytes) -> str:
+        """Return the address of the node that has the slot of a tag."""
+        node = self.plan.topology.owner(keys.slot(b"{%b}" % tag))
+        return "" if node is None else node.address
+
+    def complete_tag(self) -> bytes:
+        """Return the tag of a node that knows all models."""
+        node = self.plan.topology.pick(None)
+        return self.node if node is None else node.tag
+
+    def other_tags(self, name: Name) -> list[bytes]:
+        """Return the tags of all nodes but the home of a model."""
+        home = self.plan.topology.home(name)
+        return [node.tag for node in self.nodes() if node is not home]
+
+
+def laggards(node: Node, infos: Sequence[Mapping[str, Any]], model: str, device: str) -> tuple[list[str], bool]:
+    """Say which executors of a node have not loaded a version, and whether any of them is for it."""
+    serving = [info for info in infos if device in info.get("devices", ())]
+    # One of an older release does not say what it has loaded.
+    late = [info for info in serving if model not in info.get("ready", (model,))]
+    return [f"{info.get('name', 'an executor')} on {node.address}" for info in late], bool(serving)

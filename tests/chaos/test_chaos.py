@@ -1,0 +1,31 @@
+"""The short version of the chaos run (`make chaos` is longer, `make soak` half an hour), and of its parts."""
+
+from typing import get_args
+
+import pytest
+from tests.chaos.__main__ import run
+from tests.chaos.faults import CLUSTERED, STANDALONE, schedule
+from tests.chaos.report import show
+from tests.servers import Kind
+
+SECONDS = {"redis": 50.0, "valkey": 25.0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_answer_is_right_whatever_goes_wrong(kind: Kind, lasting: set[int]) -> None:
+    found, problems = run(kind, seconds=SECONDS[kind], seed=11, every=2.0)
+    print(show(found, problems))
+    assert not problems
+    assert found["right"] > 1_000
+    assert found["faults"] > 8
+
+
+def test_a_seed_tells_what_goes_wrong() -> None:
+    for kinds in (STANDALONE, CLUSTERED):
+        one, same, other = (schedule(seed, 120, kinds) for seed in (5, 5, 6))
+        assert one == same
+        assert one != other
+        assert {event.name for event in one} == set(kinds), "each of them comes up in two minutes"
+        assert all(event.at < 116 for event in one)
