@@ -117,7 +117,9 @@ class Claims:
             self._build(self._used)
 
     def _build(self, used: tuple[str, ...]) -> None:
-        words = sorted((*self._devices, *(word for word in used if device_of(word) in self._devices)), key=rank_of)
+        places = {device: place for place, device in enumerate(self._devices)}
+        words = [*self._devices, *(word for word in used if device_of(word) in places)]
+        words.sort(key=lambda word: (rank_of(word), places[device_of(word)]))
         self.streams = {self._node.queue(word): word for word in words}
         turns = [Turns([word for word in words if device_of(word) == device]) for device in self._devices]
         self._turns = turns if len(words) > len(self._devices) else []

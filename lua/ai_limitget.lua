@@ -1,5 +1,5 @@
 --- AI_LIMITGET: show the bounds of a model, or of this node.
--- KEYS[1] key            the model; no key: the node
+-- KEYS[1..] key          the model, or no key: the node
 -- ARGV[1..] node         without a key: NODE
 -- Returns: a flat list: jobs, n, bytes, n, rate, [n, ms], userrate, [n, ms], 0 where there is no bound; of a model also queued, the jobs
 --   that count now on this node, and held, their bytes, both 0 as long as it has no such bound

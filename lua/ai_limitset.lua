@@ -1,5 +1,5 @@
 --- AI_LIMITSET: bound what may be queued, and how often, of a model or on this node.
--- KEYS[1] key            the model; no key: the node
+-- KEYS[1..] key          the model, or no key: the node
 -- ARGV[1..] limits       without a key first NODE; [JOBS n] [BYTES n] [RATE n PER ms] [USERRATE n PER ms], at least one. A 0, and what
 --                        is not named, is no bound; but on the node JOBS and BYTES that are not named are as they are from the start
 -- Returns: OK
