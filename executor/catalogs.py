@@ -200,7 +200,12 @@ class Catalogs:
             return []
         catalog = keys.NodeKeys(tag).catalog
         found = self._peers.own().call_many([(b"HGET", catalog, name) for name in candidates])
-        gone = [name for name, there in zip(candidates, found, strict=True) if isinstance(there, bytes | memoryview)]
+        copies = [name for name, there in zip(candidates, found, strict=True) if isinstance(there, bytes | memoryview)]
+        if not copies:
+            return []
+        # Only its home can say that a model has gone, and a node knows best whether it is: slots move.
+        answers = self._peers.call_many(node, [(b"EXISTS", name) for name in copies])
+        gone = [name for name, there in zip(copies, answers, strict=True) if there == 0]
         self._merge("FORCE", [(name, mine[name], b"", []) for name in gone])
         return gone
 

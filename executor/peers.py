@@ -9,9 +9,9 @@ from urllib.parse import urlsplit, urlunsplit
 import hiredis
 
 from keyside.executor.topology import Chart, Node
-from keyside.executor.wire import Command, Wire, as_error, checked
+from keyside.executor.wire import Command, Wire, checked
 from keyside.tensorstore import keys
-from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
+from keyside.tensorstore.errors import TryAgain, Unreachable
 
 __all__ = ["Peers", "moved_to", "on_the_move", "peer_url"]
 
@@ -187,11 +187,3 @@ class Peers:
             wire.close()
         self._wires.clear()
         self._used.clear()
-
-
-def first_error(replies: Sequence[Any]) -> KeysideError | None:
-    """Return the first error among replies."""
-    for reply in replies:
-        if isinstance(reply, hiredis.ReplyError):
-            return as_error(reply)
-    return None

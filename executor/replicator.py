@@ -55,7 +55,7 @@ class Replicator(threading.Thread):
         self._deaf = False
         self._last_heard = self._last_ping = 0.0
         self._next_look = self._next_check = self._next_rescan = 0.0
-        self._checks = 0
+        self._checks = self._rescans = 0
         self._deep = True
         self._tag = b""
         self._topology: Topology | None = None
@@ -118,6 +118,9 @@ class Replicator(threading.Thread):
             self._check(now)
         if self._tag and now >= self._next_rescan:
             self._next_rescan = now + self._settings.catalog_check_s
+            self._rescans += 1
+            if self._rescans % DEEP_EVERY == 0:
+                self._slots = None  # one may have gone and come back between two looks
             self._rescan()
             self._preloader.look_after()
         self._preloader.go_on()

@@ -8,12 +8,14 @@
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
 
--- The executors that died or stalled with this job, for its dead letter; with `consumer`, one more of them.
-local function recover_died(own, device, id, consumer)
+-- The executors that died or stalled with this job, for its dead letter; with `consumer`, one more of them. Once its
+-- deadline has passed a job is nobody's to give up; a load has none.
+local function recover_died(own, device, id, consumer, deadline)
   local name = own.died .. device .. '/' .. id
   if consumer then
+    local expires = deadline > 0 and deadline + jobs.REPLY_GRACE_MS or node.now_ms() + jobs.GIVEN_BACK_MS
     redis.pcall('RPUSH', name, consumer)
-    redis.pcall('PEXPIRE', name, jobs.GIVEN_BACK_MS)
+    redis.pcall('PEXPIREAT', name, ('%.0f'):format(expires))
   end
   return name
 end
@@ -64,7 +66,7 @@ local function KS_RECOVER(_, ARGV)
       jobs.remove(stream, id) -- executors look by themselves, if later
     else
       if unseen < jobs.GIVEN_BACK_MS then
-        recover_died(own, device, id, before)
+        recover_died(own, device, id, before, header[jobs.DEADLINE])
       end
       if delivered < limit then
         return recover_claim(stream, consumer, id, delivered)

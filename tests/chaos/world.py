@@ -50,7 +50,7 @@ class Beside(Executor):
         with self.server.client(socket_timeout=1) as client:
             if client.info("replication")["role"] != "master":
                 return any(word in self.output[self._said :] for word in ("standby", "executor ready"))
-            tag = bytes(client.execute_command("FCALL_RO", "AI_NODE", 0)[1])  # type: ignore[no-untyped-call]
+            tag = bytes(client.execute_command("FCALL_RO", "AI_NODE", 0)[1])
             names = client.zrange(f"ks:{{{tag.decode()}}}:executors", 0, -1)
             infos = [client.get(NodeKeys(tag).executor(name)) for name in names]
         return any(f'"pid": {self.process.pid},'.encode() in (info or b"") for info in infos)

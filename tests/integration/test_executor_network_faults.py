@@ -50,6 +50,8 @@ def test_an_executor_that_is_cut_off_for_longer_than_its_lease(apart: Any, how: 
             apart_from_now.__enter__()
         one_answer(db, ticket)
         assert "job taken over" in second.output
+        (died,) = db.scan_iter("ks:{0}:died:*", count=1000)
+        assert 0 < db.pttl(died) <= 40_500, "it goes with the reply to the job"
         db.set("y", b"mine now")
         db.delete(ticket)
         apart_from_now.__exit__(None, None, None)
