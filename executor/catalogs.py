@@ -30,6 +30,8 @@ AWAY_MAX_S = 16.0
 """How long a node that could not be reached is left alone: each look at one that hangs keeps news of others waiting."""
 MARK_S = 4.0
 """How long the catalog is not called complete for the sake of nodes that cannot be reached."""
+READY_S = 1.5
+"""And of nodes whose own is not: one whose tag has changed begins with none, and has to gather what is at home there."""
 
 Record = tuple[bytes, int, bytes, list[bytes]]
 
@@ -134,24 +136,26 @@ class Catalogs:
         mine = self._listed(own, tag)
         names = set(mine)
         changed: list[bytes] = []
-        missed = False
+        patience = 0.0
         for node in self.others():
             try:
-                found, theirs = self._compare(node, mine, tag)
+                found, theirs, complete = self._compare(node, mine, tag)
                 changed += found
+                if not complete:
+                    patience = max(patience, READY_S)
                 if deep:
                     names.update(self._listed(self._peers.to(node), theirs))
             except KeysideError as error:
-                missed = True
+                patience = MARK_S
                 self._log.debug("catalog not compared", node=node.address, error=str(error))
         for old in self.old_tags - {tag} if deep else ():
             names.update(self._names_of_old(old))
         changed += self._refresh(name for name in names if self._chart.now.is_mine(keys.slot(name)))
-        self._mark(missed)
+        self._mark(patience)
         return changed
 
-    def _compare(self, node: Node, mine: dict[bytes, int], tag: bytes) -> tuple[list[bytes], bytes]:
-        """Compare with one home; return the names that differed, and its tag."""
+    def _compare(self, node: Node, mine: dict[bytes, int], tag: bytes) -> tuple[list[bytes], bytes, bool]:
+        """Compare with one home; return the names that differed, its tag, and whether it knows all that it has."""
         theirs: dict[bytes, int] = {}
         since, top, complete = 0, 0, True
         while True:
@@ -171,7 +175,7 @@ class Catalogs:
         if complete:
             changed += self._bury(node, mine, theirs, tag)
         self._heard(node, their_tag, max(top, since))
-        return changed, their_tag
+        return changed, their_tag, complete
 
     def _fetch(self, node: Node, wanted: dict[bytes, int]) -> list[bytes]:
         """Take models over from their home, whatever is known of them here."""
@@ -243,16 +247,19 @@ class Catalogs:
                 changed += part
         return changed
 
-    def _mark(self, missed: bool) -> None:
+    def _mark(self, patience: float) -> None:
         """Say that the catalog is complete, if it is.
 
         Nodes that cannot be reached keep it from that for a few seconds: then models of the others, and those of which
         this node has copies, are better served than none. What is lacking is answered NOMODEL until they are back.
+
+        Args:
+            patience: seconds for which others may keep it from that; 0: all of them have said what they have.
         """
         now = time.monotonic()
-        if missed:
+        if patience:
             self._incomplete = self._incomplete or now
-            if now - self._incomplete < MARK_S:
+            if now - self._incomplete < patience:
                 return
         else:
             self._incomplete = None

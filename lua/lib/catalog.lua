@@ -141,10 +141,10 @@ end
 -- What the bare name means: the default, else the newest version that has not failed, else the newest.
 function catalog.bare(key)
   local default = redis.call('HGET', key, 'default')
-  if default then
+  if default and redis.call('HEXISTS', key, default .. ':state') == 1 then
     return default
   end
-  local last = tonumber(redis.call('HGET', key, 'last'))
+  local last = args.int(redis.call('HGET', key, 'last') or '', 1, catalog.MAX_VERSIONS) or 0
   local newest
   for version = last, 1, -1 do
     local state = redis.call('HGET', key, version .. ':state')
@@ -177,6 +177,9 @@ function catalog.update(own, key, version)
     redis.call('HDEL', own.catalog, key .. '@' .. version)
   end
   local current = catalog.bare(key)
+  if not current then
+    return -- somebody has spoilt the model key
+  end
   redis.call('HSET', own.catalog, key, encode(key, current, redis.call('HGET', key, 'last')))
   redis.call('HSET', own.models, key, redis.call('HGET', key, current .. ':tag') or '')
 end
