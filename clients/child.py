@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -46,23 +47,50 @@ class Child:
         )
         assert self._guard.stdin is not None  # noqa: S101  # it is a pipe
         self._pipe = self._guard.stdin
-        process = None
+        started: list[subprocess.Popen[bytes] | OSError] = []
+        decided, wanted = threading.Event(), threading.Event()
+
+        def start() -> None:
+            decided.wait()
+            if not wanted.is_set():
+                return
+            try:
+                process = subprocess.Popen(  # noqa: S603  # our own commands
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=env,
+                    pass_fds=pass_fds,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                started.append(error)
+            else:
+                started.append(process)
+
+        # On a thread: Ctrl-C, which only the main one gets, would otherwise leave a process behind that nobody knows.
+        starter = threading.Thread(target=start)
         try:
-            process = subprocess.Popen(  # noqa: S603  # our own commands
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=env,
-                pass_fds=pass_fds,
-                start_new_session=True,
-            )
+            starter.start()
+            wanted.set()
+            decided.set()
+            starter.join()
+            (process,) = started
+            if isinstance(process, OSError):
+                raise process
             self._pipe.write(b"%d\n" % process.pid)
             self._pipe.flush()
-        except BaseException:  # Ctrl-C too: until the guard knows it, nobody else would end it
-            if process is not None:
-                process.kill()
-                process.wait()
+        except BaseException:  # until the guard knows it, nobody else would end it
+            if not decided.is_set():
+                wanted.clear()  # it may be interrupted even before it is known whether the thread runs
+                decided.set()
+            if starter.ident is not None:
+                starter.join()
+            for one in started:
+                if isinstance(one, subprocess.Popen):
+                    one.kill()
+                    one.wait()
             self._release()
             raise
         self._process = process
