@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import redis as redis_py
 from tests import models, more_models, raw
-from tests.access import world
+from tests.access import send, world
 from tests.executors import Executor
 from tests.servers import Server, wait_until
 
@@ -239,7 +239,7 @@ def denied(db: Any, *command: Any) -> None:
 def test_who_runs_models_under_a_role_may_say_how_urgent_that_is() -> None:
     with world("redis") as users, users.executor(**SELDOM):
         users.fill()
-        users.admin.execute_command("FCALL", "AI_LIMITSET", 1, "fraud", "JOBS", 5, "USERRATE", 2, "PER", 60_000)
+        send(users.admin, "FCALL", "AI_LIMITSET", 1, "fraud", "JOBS", 5, "USERRATE", 2, "PER", 60_000)
         with users.connect("alice") as alice:
             for _ in range(2):
                 options = ("PRIORITY", "HIGH", "USER", "alice", "TICKET", "ks:{0}:t:a")

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -147,21 +147,24 @@ def test_a_rate_and_a_bound_survive_a_failover(held: Any, redis: Server) -> None
 
 async def test_busy_says_when_to_come_again(client: Any) -> None:
     await client.store("m", models.affine())
-    await client.set_limits("m", rate=(2, 0.4))
+    await client.set_limits("m", rate=(2, 2.0))
     for _ in range(2):
         np.testing.assert_array_equal(await client.predict("m", X), X * 2 + 1)
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: client.predict("m", X),
         lambda: client.predict("m", X.tolist()),
         lambda: client.predict("m", X, priority="high"),
         lambda: client.submit("m", X),
-    ):
+    ]
+    for call in calls:
         began = time.monotonic()
         with pytest.raises(errors.Busy) as caught:
             await call()
-        assert time.monotonic() - began < 0.3, "at once, and not after tries of its own"
-        assert 0 < caught.value.retry_after <= 0.401
-    await asyncio.sleep(caught.value.retry_after)
+        assert time.monotonic() - began < 1.5, "at once, and not after tries of its own"
+        hint = caught.value.retry_after
+        assert hint is not None
+        assert 0 < hint <= 2.001
+    await asyncio.sleep(hint)
     np.testing.assert_array_equal(await client.predict("m", X), X * 2 + 1)
 
 

@@ -19,9 +19,10 @@ class Full:
 
     def round(self, rounds: Rounds, room: int, hint: str = "; retry in 50 ms") -> tuple[list[int], int]:
         """Give back which parts were answered, and how many requests were made."""
-        answered, index, refused = [], 0, False
+        answered: list[int] = []
+        index = 0
         while True:
-            flying = []
+            flying: list[tuple[int, Any]] = []
             while len(flying) < rounds.window and (request := next(rounds, None)) is not None:
                 flying.append((index, request))
                 index += 1

@@ -102,6 +102,7 @@ def test_a_job_that_counts_for_its_model() -> None:
     other = parse_entry("CPU", b"6-0", entry(HEADER))
     command = complete("CPU", b"me", 10, b"u-1", 1, 1, [Finished(job, b"OK", [], []), Finished(other, b"OK", [], [])])
     assert command[-1][10] == "7:9:u 7"
-    for mark in (-1, 2**60, 1.5, "9", None, [], True):
+    marks: list[Any] = [-1, 2**60, 1.5, "9", None, [], True]
+    for mark in marks:
         with pytest.raises(BadEntry):
             parse_entry("CPU", b"5-0", entry([*HEADER, mark]))
