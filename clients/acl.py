@@ -46,7 +46,7 @@ _WRITE_TENSOR = (
 _READ_MODEL = ("hget", "hmget", "hgetall", "hexists", "hlen", "exists", "type")
 
 _GENERIC = frozenset({"EXISTS", "UNLINK", "PEXPIRE", "PEXPIREAT", "PERSIST", "PTTL", "RENAME", "COPY"})
-_STRING = frozenset({"GET", "SET", "GETRANGE", "STRLEN", "INCRBY", "DECRBY", "GETBIT", "SETBIT"})
+_STRING = frozenset({"GET", "SET", "GETRANGE", "STRLEN", "INCR", "INCRBY", "DECRBY", "GETBIT", "SETBIT"})
 _LIST = frozenset({"RPUSH", "LPOP", "LPUSH", "LLEN", "LTRIM", "LRANGE"})
 # Of what functions call, the rest changes something.
 _READS = frozenset({
@@ -206,7 +206,7 @@ def _own(sign: str, *kinds: str) -> list[str]:
 
 
 def _reader(keys: list[str], read: list[str], models: list[str]) -> list[Grant]:
-    role = _Role(("AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "KS_VERSION"))
+    role = _Role(("AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION"))
     tensors = list(dict.fromkeys((*keys, *read)))
     role.add(_keys("%R~", tensors), "string", "any", plain=_READ_TENSOR)
     _see_models(role, models)
@@ -220,7 +220,8 @@ def _see_models(role: _Role, models: list[str], *queues: str) -> None:
     role.add(_keys("%R~", models), "hash", plain=_READ_MODEL)
     role.add(_own("%R~", "catalog", "models", "stats:*"), "hash", "any")
     role.add(_own("%R~", "executors"), "zset", "any")
-    role.add(_own("%R~", "executor:*"), "string", "any")
+    role.add(_own("%R~", "executor:*", "limits"), "string", "any")
+    role.add(_own("%R~", "queued:*"), "hash", "any")
     # The lengths of queues, for which any right to the key will do; never their entries.
     role.add(_own("%W~", "jobs:*"), plain=("exists", "xlen", *queues))
     role.leave_out("XLEN", *(one.upper() for one in queues))
@@ -230,7 +231,7 @@ def _see_models(role: _Role, models: list[str], *queues: str) -> None:
 def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: bool) -> list[Grant]:
     role = _Role((
         "AI_PREDICT", "AI_MODELEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET", "AI_MODELSCAN", "AI_INFO",
-        "AI_NODE", "KS_VERSION",
+        "AI_NODE", "AI_LIMITGET", "KS_VERSION",
     ))  # fmt: skip
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
@@ -243,6 +244,9 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     )  # fmt: skip
     role.add(_own("%W~", "cap:*"), "any", without=("COPY", "RENAME", "UNLINK"))
     role.add(_own("~", "seen:*", "bytes:*", "held:*"), "string", "any", without=("COPY", "RENAME"))
+    # Who may count what he submits could count otherwise, by hand: bounds are for those who mean well.
+    role.add(_own("~", "queued:*"), "hash", plain=("pexpireat", "unlink"))
+    role.add(_own("~", "rate:*"), plain=("get", "incr", "pexpire", "pttl", "unlink"))
     role.add(_own("~", "out:*"), plain=("get", "mget", "getrange", "strlen", "unlink", "del", "exists"))
     tickets = ("t:*", "mb:*", "ticket:*") if any_ticket else ("t:*", "mb:*")
     role.add(
@@ -256,7 +260,8 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
 
 def _model_manager(keys: list[str], read: list[str], models: list[str], blobs: bool) -> list[Grant]:
     role = _Role((
-        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "KS_VERSION",
+        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITSET",
+        "AI_LIMITGET", "KS_VERSION",
     ))  # fmt: skip
     del keys, read
     role.add(_keys("~", models), "hash", "any", plain=_READ_MODEL, without=("COPY", "RENAME"))

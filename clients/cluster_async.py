@@ -11,10 +11,11 @@ from keyside.clients.flights import Flight, NodeMailbox
 from keyside.clients.nodes_async import AsyncNodes
 from keyside.clients.packed import Packed
 from keyside.clients.request import Request
+from keyside.clients.rounds import as_reply
 from keyside.clients.transport_async import AsyncPending
 from keyside.clients.way import Way, bare_device
 from keyside.tensorstore import keys
-from keyside.tensorstore.errors import KeysideError, NoModel, TryAgain
+from keyside.tensorstore.errors import Busy, KeysideError, NoModel, TryAgain
 
 __all__ = ["AsyncCluster"]
 
@@ -181,7 +182,11 @@ class AsyncCluster(AsyncNodes):
                 if not flights:
                     return
                 index = await ended.get()
-                yield index, flights.pop(index).future.result()
+                try:
+                    reply = flights.pop(index).future.result()
+                except Busy as error:
+                    reply = as_reply(error)
+                yield index, reply
         finally:
             for flight in flights.values():
                 flight.mailbox.leave(flight)

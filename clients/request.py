@@ -98,9 +98,12 @@ class Request:
         tag: on a cluster, the hash tag of the slot to which it belongs.
         keyed: that is the slot of its keys; otherwise it may run on any node until one may have accepted it.
         remake: makes `build`, `before` and `temporaries` anew for another tag, if they depend on it.
+        terms: further words of the call (`commands.terms`).
     """
 
-    __slots__ = ("before", "build", "identity", "keyed", "remake", "seq", "tag", "target", "temporaries", "timeout")
+    __slots__ = (
+        "before", "build", "identity", "keyed", "remake", "seq", "tag", "target", "temporaries", "terms", "timeout",
+    )  # fmt: skip
 
     def __init__(
         self, target: Name, build: Callable[[Submit], Command[bytes]], timeout: float, identity: Identity, seq: int
@@ -115,6 +118,7 @@ class Request:
         self.tag = b""
         self.keyed = False
         self.remake: Callable[[bytes], Parts] | None = None
+        self.terms: tuple[Any, ...] = ()
 
     def place(self, tag: bytes) -> None:
         """Let a request that may run on any node belong to the slot of a tag."""
@@ -130,7 +134,8 @@ class Request:
         while span < self.timeout:
             seconds = max(seconds, span + 0.001)
             span *= 2
-        return self.build(Submit(max(1, round(seconds * 1000)), ticket, corr, self.identity.id, self.seq))
+        ms = max(1, round(seconds * 1000))
+        return self.build(Submit(ms, ticket, corr, self.identity.id, self.seq, self.terms))
 
     def ticket(self, node: bytes) -> bytes:
         """Return the name of a list for this request alone."""
@@ -170,6 +175,7 @@ def who_serves(device: str, names: Sequence[str], infos: Sequence[dict[str, Any]
         names: executors that the node knows.
         infos: what those that live say of themselves.
     """
+    device = device.partition("@")[0].partition("!")[0]
     if not infos:
         why = "no executor is alive" if names else "no executor has ever run"
         return f"{why} on this server; start one with `keyside executor`"

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from keyside.clients.request import Request
+from keyside.clients.rounds import as_reply
 from keyside.clients.way import Way
+from keyside.tensorstore.errors import Busy
 
 __all__ = ["Spread"]
 
@@ -73,6 +75,8 @@ class Spread:
                     self._ways[index] = way
                 try:
                     self._put((index, self._cluster.go(way)))
+                except Busy as error:
+                    self._put((index, as_reply(error)))
                 finally:
                     with self._lock:
                         del self._ways[index]

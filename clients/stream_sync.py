@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from keyside.clients.request import MARGIN_S, Request, may_retry, pauses
+from keyside.clients.rounds import is_refusal
 from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, plain
 from keyside.tensorstore.command import Command
@@ -134,6 +135,10 @@ class Stream:
                 flight.job = bytes(mine[-1])
                 if not flight.job:
                     self._transport.drop(flight.request.temporaries)
+                continue
+            if is_refusal(error):
+                flight.job = b""  # that it was refused comes on the list too, as its reply
+                self._transport.drop(flight.request.temporaries)
                 continue
             flight.refused += isinstance(error, TryAgain)
             if failed is None or not may_retry(error):

@@ -16,9 +16,10 @@ from keyside.clients.packed import Packed, Packer, Packs
 from keyside.clients.pending import AsyncPending
 from keyside.clients.places import OneNode
 from keyside.clients.request import Identity, Request, process, who_serves
+from keyside.clients.rounds import as_reply
 from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command, Name
-from keyside.tensorstore.errors import BadArg, TimedOut, Unreachable
+from keyside.tensorstore.errors import BadArg, Busy, TimedOut, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
 
 __all__ = ["AsyncPending", "AsyncTransport"]
@@ -378,7 +379,11 @@ class AsyncTransport(OneNode):
                 if not flights:
                     return
                 index = await ended.get()
-                yield index, flights.pop(index).future.result()
+                try:
+                    reply = flights.pop(index).future.result()
+                except Busy as error:
+                    reply = as_reply(error)
+                yield index, reply
         finally:
             for pending in flights.values():
                 mailbox.leave(pending)

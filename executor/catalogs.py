@@ -31,7 +31,7 @@ AWAY_MAX_S = 16.0
 MARK_S = 4.0
 """How long the catalog is not called complete for the sake of nodes that cannot be reached."""
 READY_S = 1.5
-"""And of nodes whose own is not: one whose tag has changed begins with none, and has yet to gather what it is home to."""
+"""And of nodes whose own is not: one whose tag has changed begins with none, and first gathers what is at home."""
 
 Record = tuple[bytes, int, bytes, list[bytes]]
 

@@ -31,6 +31,7 @@ class Intake:
         moved: takes a job whose inputs are not on this node now.
         seals: knows what entries are signed with.
         refused: counts an entry that was dropped.
+        look: is told that there may be other queues than before.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Intake:
         moved: Callable[[Job], None],
         seals: Seals,
         refused: Callable[[], None],
+        look: Callable[[], None],
     ) -> None:
         self._moved = moved
         self._held = held
@@ -52,6 +54,7 @@ class Intake:
         self._end = end
         self._seals = seals
         self._refused = refused
+        self._look = look
         self._node = keys.NodeKeys()
         self._parked = Counter[str]()
         self._log = structlog.get_logger()
@@ -71,16 +74,25 @@ class Intake:
                 raise BadEntry("it was deleted")
             if self._seals.current is not None and (why := self._seals.why_not(wire, entry_id, fields)):
                 raise BadEntry(why)
-            return parse_entry(queue, bytes(entry_id), fields)
+            job = parse_entry(queue, bytes(entry_id), fields)
         except BadEntry as error:
             if fields is not None:
                 self._refused()
             self._log.warning(
                 "entry dropped: not made by the function library", queue=queue, id=entry_id, why=str(error)
             )
-            stream = self._node.queue(queue)
-            wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
+            self._drop(wire, queue, entry_id)
             return None
+        if job.op == b"look":
+            # What the next heartbeat would show: a queue is used for the first time.
+            self._drop(wire, queue, entry_id)
+            self._look()
+            return None
+        return job
+
+    def _drop(self, wire: Wire | Line, queue: str, entry_id: bytes) -> None:
+        stream = self._node.queue(queue)
+        wire.call_many(((b"XACK", stream, GROUP, entry_id), (b"XDEL", stream, entry_id)))
 
     def fetch(self, wire: Wire | Line, jobs: Sequence[Job]) -> None:
         """Read the inputs that lie in keys, all in one round trip."""

@@ -25,6 +25,7 @@ __all__ = [
     "device_of",
     "entry_order",
     "parse_entry",
+    "rank_of",
 ]
 
 GROUP = b"ks"
@@ -51,6 +52,15 @@ def device_of(queue: str) -> str:
     return device
 
 
+_RANKS = {"H": 0, "L": 2}
+
+
+def rank_of(queue: str) -> int:
+    """Return the place of a queue word among those of its device: 0 for `CPU!H`, 1 for `CPU`, 2 for `CPU!L`."""
+    priority = queue.partition("@")[0].partition("!")[2]
+    return _RANKS[priority] if priority else 1
+
+
 class Job:
     """One entry of a job stream.
 
@@ -59,7 +69,7 @@ class Job:
         queue: the word for its queue (docs/protocol.md section 7).
         device: the device of that.
         ref: both queue and id.
-        op: `run` or `load`.
+        op: `run`, `load`, or `look`: a queue is used for the first time.
         model: id of the version, `uid-version`.
         key: the model's name.
         version: number.
@@ -69,6 +79,8 @@ class Job:
         keyed: whether there are such keys.
         names: names of the inputs, if the executor has to bind them.
         outputs: keys to write; empty: the outputs go into the reply.
+        bytes: what it counts in its queue.
+        mark: the bytes that it counts for its model; None: it is not counted there.
         alone: never in a batch: it was delivered before.
         values: the inputs as npy files, once they are all here.
         headers: what their headers say.
@@ -88,6 +100,7 @@ class Job:
         "inputs",
         "key",
         "keyed",
+        "mark",
         "model",
         "names",
         "op",
@@ -118,10 +131,12 @@ class Job:
         self.ticket: bytes
         self.corr: bytes
         self.bytes: int
+        self.mark: int | None
         (
             _, self.op, self.model, self.key, self.version, self.deadline, self.ticket, self.corr, _, self.names,
-            self.outputs, self.bytes, *_,
+            self.outputs, self.bytes, *more,
         ) = header  # fmt: skip
+        self.mark = more[0] if more else None
         self.inputs = inputs
         self.keyed = keyed
         self.alone = False
@@ -265,17 +280,21 @@ def _check_header(header: Sequence[Any]) -> None:
     if front not in _CHECKED:
         if form != 1:
             raise BadEntry(f"its format is {form}, not 1")
-        if op not in (b"run", b"load"):
-            raise BadEntry("its operation is neither run nor load")
+        if op not in (b"run", b"load", b"look"):
+            raise BadEntry("its operation is neither run nor load nor look")
         if not _MODEL_ID.fullmatch(model) or not 0 < version <= _MOST:
             raise BadEntry("it names no version of a model")
         if len(_CHECKED) >= _CHECKED_MAX:
             _CHECKED.clear()
         _CHECKED.add(front)
-    if not 0 <= deadline <= _MOST or not 0 <= header[11] <= _MOST:
+    if not 0 <= deadline <= _MOST or not 0 <= header[11] <= _MOST or not _is_mark(header):
         raise BadEntry("a number is out of range")
     if op == b"run" and not (deadline and header[8]):
         raise BadEntry("a run without inputs or without a deadline")
+
+
+def _is_mark(header: Sequence[Any]) -> bool:
+    return len(header) == _FIELDS or (type(header[_FIELDS]) is int and 0 <= header[_FIELDS] <= _MOST)
 
 
 class Finished:
@@ -334,7 +353,7 @@ def complete(
         job = one.job
         if one.error is not None:
             errors += 1
-        if job.bytes:
+        if job.bytes or job.mark is not None:
             counted = True
         captures = job.captures
         if not captures and not one.outputs:
@@ -346,12 +365,19 @@ def complete(
         for output in one.outputs:
             more += output
         tail += (job.id, job.deadline, job.ticket, job.corr, one.reply, len(more), *more)
-    sizes = " ".join(str(one.job.bytes) for one in ended) if counted else b"0"
+    sizes = " ".join(map(_size, ended)) if counted else b"0"
     head: list[Argument] = [
         b"FCALL", b"KS_COMPLETE", b"0", queue, consumer, held, model, duration_us, samples, errors, sizes, len(ended),
     ]  # fmt: skip
     commands.append(head + tail)
     return commands
+
+
+def _size(one: Finished) -> str:
+    job = one.job
+    if job.mark is None:
+        return str(job.bytes)
+    return f"{job.bytes}:{job.mark}:{job.model.rpartition(b'-')[0].decode()}"
 
 
 _DASH = ord("-")

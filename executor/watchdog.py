@@ -135,6 +135,7 @@ class Watchdog(threading.Thread):
         self._set_clock(int(reply[0]), before, after)
         self.last_beat = after
         self._worker.serves = True
+        self._worker.claims.use([bytes(word).decode() for word in reply[3]] if len(reply) > 3 else ())
         self._worker.seals.told(wire, bytes(reply[2]).decode() if len(reply) > 2 else "")
         return bytes(reply[1])
 
@@ -180,8 +181,6 @@ class Watchdog(threading.Thread):
     def _tick(self, now: float) -> None:
         worker = self._worker
         self._abandoner.look(self._wire, now)
-        if worker.claiming and (worker.stopping.is_set() or worker.station.moving or worker.has_room()):
-            self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_beat:
             self._next_beat = now + self._settings.beat_ms / 1000  # unless it is to be sooner
             tag = self.beat(self._wire)
@@ -189,6 +188,8 @@ class Watchdog(threading.Thread):
             self._look_for_others()
             if tag != worker.node.tag:
                 worker.station.moved(tag)
+        if worker.claiming and (worker.stopping.is_set() or worker.station.moving or worker.has_room()):
+            self._wire.call(b"CLIENT", b"UNBLOCK", worker.wire.client_id)
         if now >= self._next_lease:
             self._extend(now)
             self._next_lease = now + self._settings.lease_ms / 4000

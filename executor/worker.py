@@ -114,6 +114,7 @@ class Worker:
             self._forwarder.moved,
             self.seals,
             lambda: self.metrics.event("entries_refused"),
+            lambda: self.watchdog.beat_soon(),  # noqa: PLW0108  # there is none yet
         )
         self.claims = Claims(self.consumer, self._lanes, self._intake, settings.claim, lambda: self.watchdog.shared)
         self._quick_s = settings.inline_ms / 1000
@@ -191,7 +192,7 @@ class Worker:
             line.settle()
             # While there is nothing else to do; it holds unless what comes now goes to a lane. Where a queue was left
             # out, the watchdog has to know which until this claim is over.
-            planned = b"" if self.claims.left_out else self._plan()
+            planned = b"" if self.claims.left_out or not self.claims.foreseen else self._plan()
             claimed = self.wire.read_small()
         finally:
             self.claiming = False
@@ -222,6 +223,8 @@ class Worker:
             reply: of the server.
             planned: the next claim, if nothing is left of this one.
         """
+        if not self.claims.foreseen and not isinstance(reply, hiredis.ReplyError):
+            self.claims.note(reply)
         if reply is None:
             return
         if isinstance(reply, hiredis.ReplyError):
@@ -242,8 +245,9 @@ class Worker:
                 self.line.outbox.append(parcel)
                 self._planned = planned
                 return
-        for stream, entries in reply:
-            self.accept(self.claims.streams[bytes(stream)], entries, now)
+        found = [(self.claims.streams[bytes(stream)], entries) for stream, entries in reply]
+        for queue, entries in found:
+            self.accept(queue, entries, now)
 
     def accept(self, queue: str, entries: Sequence[Any], now: float) -> None:
         """Go on with what was claimed, on the claim thread."""
@@ -478,13 +482,14 @@ class Worker:
     def belong_to(self, tag: bytes) -> None:
         """Serve the queues of a node from now on."""
         self._planned = b""
+        self.claims.refresh()
         if tag == self.node.tag and self.claims.streams:
             return
         self.node = keys.NodeKeys(tag)
         for runner in self._runners:
             runner.node = self.node
         self._intake.serve(self.node)
-        self.claims.streams = {self.node.queue(device): device for device in self.settings.devices}
+        self.claims.serve(self.node, self.settings.devices)
 
     def let_go(self) -> None:
         """Drop all jobs without a word to the server."""

@@ -14,9 +14,14 @@ local function cancel_unseen(own, stream, device, id, ticket)
     end
     return 0
   end
-  local bytes = redis.call('GET', held)
+  local bytes, mark, uid = string.match(redis.call('GET', held) or '', '^(%d+) ?(%d*) ?(%w*)$')
   if bytes then
-    redis.pcall('DECRBY', own.bytes .. device, bytes)
+    if bytes ~= '0' then
+      redis.pcall('DECRBY', own.bytes .. device, bytes)
+    end
+    if uid ~= '' then
+      counted.take(counted.name(own, uid, device), 1, tonumber(mark))
+    end
     redis.call('UNLINK', held)
   end
   return 1 -- a capture goes by its TTL

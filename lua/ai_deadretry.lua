@@ -58,17 +58,19 @@ local function AI_DEADRETRY(KEYS, ARGV)
   if request.outputs then
     submit.check_outputs(record, request.outputs)
   end
-  local device = record.device .. (string.match(fields.id or '', '^[^/@!]+(![HL])') or '')
+  request.priority = request.priority or string.match(fields.id or '', '^[^/@!]+(![HL])')
+  local device, size = record.device .. (request.priority or ''), bytes
   if bytes <= jobs.COUNTED_BYTES then
     bytes = 0
   end
-  submit.check_room(own, device, bytes)
-  local deadline = node.now_ms() + request.timeout
+  local now = node.now_ms()
+  local mark = room.check(own, room.limits(own, now), device, record, bytes, size, now)
+  local deadline = now + request.timeout
   local entry, modes = deadretry_entry(fields, header)
   for _, capture in ipairs(jobs.captures(header)) do
     redis.call('PEXPIREAT', capture, ('%.0f'):format(deadline + jobs.REPLY_GRACE_MS), 'GT')
   end
-  local id = submit.enter(own, device, record, request, deadline, '', entry, modes, #header[jobs.INPUTS], bytes)
+  local id = submit.enter(own, device, record, request, deadline, '', entry, modes, #header[jobs.INPUTS], bytes, mark)
   redis.call('XDEL', own.dead, ARGV[1])
   return own.ticket .. device .. '/' .. id
 end

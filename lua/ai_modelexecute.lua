@@ -1,7 +1,8 @@
 --- AI_MODELEXECUTE: run a model on tensor keys; results are written to tensor keys.
 -- KEYS[1..] key          every tensor key that ARGV names
 -- ARGV[1] target         name, name@version or name@alias
--- ARGV[2..] arguments    INPUTS n ([OWN|REF] key)... OUTPUTS n key... [TIMEOUT ms] [TICKET key [corr]] [ID client seq] [USER name]
+-- ARGV[2..] arguments    INPUTS n ([OWN|REF] key)... OUTPUTS n key... [TIMEOUT ms] [TICKET key [corr]] [ID client seq]
+--                        [USER name] [PRIORITY HIGH|NORMAL|LOW]
 -- Returns: a ticket to BLPOP; with TICKET the job id
 -- Errors: BADARG NOMODEL MODELFAILED NOTENSOR WRONGTYPE BADINPUT BADDTYPE BADSHAPE TOOBIG BUSY NOPERM TRYAGAIN
 -- Flags: allow-cross-slot-keys

@@ -2,7 +2,7 @@
 -- KEYS[1..] key          every tensor key that ARGV names
 -- ARGV[1] target         name, name@version or name@alias
 -- ARGV[2..] arguments    INPUTS n (VALUE npy | KEY key | OWN key | REF key)... [NAMES n name...] [OUTPUTS n key...]
---                        [TIMEOUT ms] [TICKET key [corr]] [ID client seq] [USER name]
+--                        [TIMEOUT ms] [TICKET key [corr]] [ID client seq] [USER name] [PRIORITY HIGH|NORMAL|LOW]
 -- Returns: a ticket to BLPOP; with TICKET the job id
 -- Errors: BADARG BADNPY NOMODEL MODELFAILED NOTENSOR WRONGTYPE BADINPUT BADDTYPE BADSHAPE TOOBIG BUSY NOPERM TRYAGAIN
 -- Flags: allow-cross-slot-keys

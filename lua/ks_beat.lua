@@ -3,7 +3,8 @@
 -- ARGV[2] info           JSON that describes it
 -- ARGV[3] ttl            milliseconds until it counts as gone
 -- ARGV[4..] device       its queues
--- Returns: [server time in ms, node tag, what tells the secret of signatures from others; empty: entries are not signed]
+-- Returns: [server time in ms, node tag, what tells the secret of signatures from others; empty: entries are not signed,
+--   [queue...]: of the queues of its devices for HIGH and LOW those that have ever been used here, which are to be served too]
 -- Errors: BADARG
 -- Flags: allow-oom allow-cross-slot-keys
 
@@ -20,14 +21,32 @@ local function beat_group(stream)
   redis.pcall('XGROUP', 'CREATE', stream, jobs.GROUP, '0', 'MKSTREAM')
 end
 
--- A consumer with pending jobs stays until they have been taken over: DELCONSUMER would lose them.
-local function beat_forget(own, devices, name)
+-- The words for all queues of the devices: each device itself, whose queue is made here, and its priorities if they are used.
+local function beat_queues(own, devices)
+  local words, used = {}, {}
   for _, device in ipairs(devices) do
-    local pending = redis.pcall('XPENDING', own.jobs .. device, jobs.GROUP, '-', '+', 1, name)
+    words[#words + 1] = device
+    beat_group(own.jobs .. device)
+    for _, priority in ipairs({ '!H', '!L' }) do
+      local stream = own.jobs .. device .. priority
+      if redis.call('EXISTS', stream) == 1 then
+        beat_group(stream)
+        words[#words + 1] = device .. priority
+        used[#used + 1] = device .. priority
+      end
+    end
+  end
+  return words, used
+end
+
+-- A consumer with pending jobs stays until they have been taken over: DELCONSUMER would lose them.
+local function beat_forget(own, words, name)
+  for _, word in ipairs(words) do
+    local pending = redis.pcall('XPENDING', own.jobs .. word, jobs.GROUP, '-', '+', 1, name)
     if pending.err or pending[1] then
       return
     end
-    redis.pcall('XGROUP', 'DELCONSUMER', own.jobs .. device, jobs.GROUP, name)
+    redis.pcall('XGROUP', 'DELCONSUMER', own.jobs .. word, jobs.GROUP, name)
   end
   redis.call('ZREM', own.executors, name)
 end
@@ -43,13 +62,11 @@ local function KS_BEAT(_, ARGV)
   end
   local own = node.keys()
   local now = node.now_ms()
-  for _, device in ipairs(devices) do
-    beat_group(own.jobs .. device)
-  end
+  local words, used = beat_queues(own, devices)
   redis.call('ZADD', own.executors, now, consumer)
   redis.call('SET', own.executor .. consumer, info, 'PX', ttl)
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', own.executors, '-inf', now - 5 * ttl, 'LIMIT', 0, 8)) do
-    beat_forget(own, devices, name)
+    beat_forget(own, words, name)
   end
-  return { now, own.tag, seal.id() }
+  return { now, own.tag, seal.id(), used }
 end

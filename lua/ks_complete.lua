@@ -6,7 +6,8 @@
 -- ARGV[5] duration       of the run, microseconds
 -- ARGV[6] samples        rows that were run
 -- ARGV[7] errors         how many of the jobs failed
--- ARGV[8] bytes          counted bytes of each job, with spaces between; 0 if there are none
+-- ARGV[8] bytes          counted bytes of each job, with spaces between; 0 if there are none. Of a job that counts for its model:
+--                        bytes:mark:uid
 -- ARGV[9] jobs           how many follow, oldest first; for each:
 -- ARGV[10..] job         id, deadline, ticket, corr, reply, number of arguments that follow for this job (mostly 0);
 --                        if any: n captures, capture..., (key, V value | S staged key)... of its outputs
@@ -134,6 +135,26 @@ local function complete_keys(argv, i, reply, late)
   return problem or reply, late and '2' or problem and '3' or '1'
 end
 
+-- What a job counts in its queue, and of its mark the bytes and whose they are.
+local function complete_size(text)
+  local size = tonumber(text)
+  if size then
+    return size
+  end
+  local counts, mark, uid = string.match(text, '^(%d+):(%d+):(%w+)$')
+  return tonumber(counts or 0), tonumber(mark), uid
+end
+
+local function complete_marked(marked, uid, mark)
+  local sum = marked[uid]
+  if not sum then
+    sum = { jobs = 0, bytes = 0 }
+    marked[uid] = sum
+  end
+  sum.jobs, sum.bytes = sum.jobs + 1, sum.bytes + mark
+  return marked
+end
+
 local function KS_COMPLETE(_, ARGV)
   local consumer, held, model = ARGV[2], args.int(ARGV[3] or '', 1), ARGV[4]
   local duration, samples, errors = args.int(ARGV[5] or ''), args.int(ARGV[6] or ''), args.int(ARGV[7] or '')
@@ -145,15 +166,18 @@ local function KS_COMPLETE(_, ARGV)
   local own, stream, device = node.queue(ARGV[1])
   local mine = jobs.held(stream, consumer, ARGV[10], ARGV[starts[count]], ARGV[3])
   local now = node.now_ms()
-  local counted = bytes ~= '0' and string.gmatch(bytes, '%d+')
-  local released = 0
+  local sizes = bytes ~= '0' and string.gmatch(bytes, '%S+')
+  local released, marked = 0, nil
   local ids, status, shared = {}, {}, nil
   local replies = own.clustered and {} -- what was to be said on shared lists
   local relays -- what could not be said here
   for n = 1, count do
     local i, deadline = starts[n], deadlines[n]
     local id, reply, digit = ARGV[i], ARGV[i + 4], '1'
-    local size = counted and tonumber(counted() or 0) or 0
+    local size, mark, uid = 0, nil, nil
+    if sizes then
+      size, mark, uid = complete_size(sizes() or '0')
+    end
     if not mine[id] then
       digit = '0'
       if ARGV[i + 5] ~= '0' then
@@ -188,6 +212,9 @@ local function KS_COMPLETE(_, ARGV)
           replies[n] = reply
         end
         released = released + size
+        if mark then
+          marked = complete_marked(marked or {}, uid, mark)
+        end
         ids[#ids + 1] = id
       end
     end
@@ -212,8 +239,12 @@ local function KS_COMPLETE(_, ARGV)
       complete_count(own, stream, ids, model, ARGV[5], ARGV[6], errors)
     end
     complete_remove(stream, ids)
+    pace.note(stream, #ids, now)
     if released > 0 then
       redis.pcall('DECRBY', own.bytes .. device, released)
+    end
+    for of, sum in pairs(marked or {}) do
+      counted.take(counted.name(own, of, device), sum.jobs, sum.bytes, now)
     end
   end
   if relays then

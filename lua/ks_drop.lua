@@ -19,8 +19,8 @@ local function KS_DROP(_, ARGV)
       local fields = jobs.entry(stream, id)
       local header = fields and jobs.header(fields, id)
       jobs.remove(stream, id)
-      if header and header[jobs.BYTES] > 0 then
-        redis.pcall('DECRBY', own.bytes .. device, ('%.0f'):format(header[jobs.BYTES]))
+      if header then
+        jobs.release(own, device, header, true)
       end
       count = count + 1
     end

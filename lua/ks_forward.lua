@@ -54,6 +54,9 @@ local function KS_FORWARD(KEYS, ARGV)
   if bytes > 0 then
     redis.call('INCRBY', own.bytes .. device, ('%.0f'):format(bytes))
   end
+  if header[jobs.MARK] then
+    counted.add(counted.name(own, string.match(model, '^(.*)%-') or '', device), header[jobs.MARK], expires)
+  end
   if op == 'load' then
     version = ('%.0f'):format(version)
     local found = redis.pcall('HMGET', key, 'uid', version .. ':state')

@@ -62,8 +62,8 @@ local function KS_RECOVER(_, ARGV)
     local id, before, unseen, delivered = pending[1], pending[2], pending[3], pending[4]
     local fields = jobs.entry(stream, id)
     local header = fields and jobs.header(fields, id)
-    if not header then
-      jobs.remove(stream, id)
+    if not header or header[jobs.OP] == 'look' then
+      jobs.remove(stream, id) -- executors look by themselves, if later
     else
       if unseen < jobs.GIVEN_BACK_MS then
         recover_died(own, device, id, before, header[jobs.DEADLINE])

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from keyside.tensorstore.command import Command, Name, nothing, same, text, to_bytes
-from keyside.tensorstore.errors import from_reply
+from keyside.tensorstore.errors import BadArg, from_reply
 from keyside.tensorstore.records import PredictReply, decode_reply
 
 __all__ = [
     "INLINE",
     "MIN_LIBRARY",
     "InputSpec",
+    "Limits",
     "ListedModel",
     "ModelStats",
     "NodeReport",
@@ -22,6 +23,8 @@ __all__ = [
     "ai_cancel",
     "ai_info",
     "ai_info_reset",
+    "ai_limitget",
+    "ai_limitset",
     "ai_modeldel",
     "ai_modelexecute",
     "ai_modelget",
@@ -33,6 +36,7 @@ __all__ = [
     "ai_tensorset",
     "ks_version",
     "read_reply",
+    "terms",
 ]
 
 T = TypeVar("T")
@@ -231,6 +235,7 @@ class Submit(NamedTuple):
         ticket: the list for its reply; empty: one that the server chooses.
         corr: stands before the reply; empty: nothing does.
         client: id of this client, and `seq` the number of its request; empty: no protection against doubles.
+        more: further words, as of `terms`.
     """
 
     timeout_ms: int
@@ -238,13 +243,86 @@ class Submit(NamedTuple):
     corr: bytes = b""
     client: bytes = b""
     seq: int = 0
+    more: tuple[Any, ...] = ()
 
     def args(self) -> tuple[Any, ...]:
         """Return the words that say so, to stand at the end of a call."""
         words: tuple[Any, ...] = (b"TIMEOUT", self.timeout_ms)
         if self.ticket:
             words += (b"TICKET", self.ticket, self.corr) if self.corr else (b"TICKET", self.ticket)
-        return (*words, b"ID", self.client, self.seq) if self.client else words
+        if self.client:
+            words += (b"ID", self.client, self.seq)
+        return words + self.more if self.more else words
+
+
+PRIORITIES = {"high": b"HIGH", "normal": b"NORMAL", "low": b"LOW"}
+
+
+def terms(priority: str = "normal", user: str | None = None) -> tuple[Any, ...]:
+    """Return the words that say how urgent a job is and on whose behalf it is submitted.
+
+    Raises:
+        BadArg: there is no such priority.
+    """
+    words: tuple[Any, ...] = ()
+    if priority != "normal":
+        if priority not in PRIORITIES:
+            raise BadArg(f"priority is 'high', 'normal' or 'low', not {priority!r}")
+        words = (b"PRIORITY", PRIORITIES[priority])
+    return words if user is None else (*words, b"USER", user)
+
+
+class Limits(NamedTuple):
+    """What may be queued, and how often jobs may come; 0 or None: no bound.
+
+    Attributes:
+        jobs: waiting or running at a time.
+        nbytes: that their inputs hold together.
+        rate: jobs, and the seconds in which so many may come. A window begins with the first of them.
+        user_rate: the same for each user.
+        queued: of a model that has a bound, what counts now on the node that was asked.
+        held: its bytes.
+    """
+
+    jobs: int = 0
+    nbytes: int = 0
+    rate: tuple[int, float] | None = None
+    user_rate: tuple[int, float] | None = None
+    queued: int = 0
+    held: int = 0
+
+
+def ai_limitset(
+    name: Name | None,
+    *,
+    jobs: int | None = None,
+    nbytes: int | None = None,
+    rate: tuple[int, float] | None = None,
+    user_rate: tuple[int, float] | None = None,
+) -> Command[None]:
+    """Bound a model, or without a name the node; see `Limits`. What is None is not named."""
+    args: list[Any] = [] if name is not None else [b"NODE"]
+    for word, value in ((b"JOBS", jobs), (b"BYTES", nbytes)):
+        if value is not None:
+            args += (word, value)
+    for word, pair in ((b"RATE", rate), (b"USERRATE", user_rate)):
+        if pair is not None:
+            args += (word, pair[0], b"PER", round(pair[1] * 1000))
+    if args in ([], [b"NODE"]):
+        args += (b"RATE", 0)
+    return _fcall("AI_LIMITSET", () if name is None else (name,), args, nothing, repeatable=True)
+
+
+def ai_limitget(name: Name | None) -> Command[Limits]:
+    """Ask for the bounds of a model, or without a name of the node."""
+    names, args = ((), (b"NODE",)) if name is None else ((name,), ())
+    return _fcall("AI_LIMITGET", names, args, _parse_limits, readonly=True)
+
+
+def _parse_limits(reply: Any) -> Limits:
+    found = dict(zip(map(text, reply[::2]), reply[1::2], strict=True))
+    rate, user_rate = ((int(n), int(ms) / 1000) if n else None for n, ms in (found["rate"], found["userrate"]))
+    return Limits(found["jobs"], found["bytes"], rate, user_rate, found.get("queued", 0), found.get("held", 0))
 
 
 def ai_modelexecute(

@@ -59,6 +59,9 @@ __all__ = [
 ]
 
 
+_RETRY = re.compile(r"; retry in (\d{1,9}) ms$", re.ASCII)
+
+
 class KeysideError(Exception):
     """Base of all errors of Keyside.
 
@@ -204,9 +207,15 @@ class UploadLost(CallerError):
 
 
 class Busy(StateError):
-    """The queue is full, or the server is busy with a script: try again later."""
+    """The queue is full, a rate is used up, or the server is busy with a script: try again later."""
 
     code = "BUSY"
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which to try again, as the server advises; None: it does not say."""
+        found = _RETRY.search(self.text)
+        return int(found[1]) / 1000 if found else None
 
 
 class OutOfMemory(StateError):

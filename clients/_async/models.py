@@ -16,7 +16,7 @@ from keyside.clients.blobs import Blob, Source, open_blob
 from keyside.clients.versions import ModelVersion, meant, newest, parse_target, same_version
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Name, text, to_bytes
-from keyside.tensorstore.commands import ListedModel, ModelStats
+from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
 from keyside.tensorstore.errors import ModelFailed, NoModel, TimedOut, Unreachable
 from keyside.tensorstore.records import ModelInfo
 
@@ -283,3 +283,44 @@ class AsyncModels(AsyncBase):
     async def _model_id(self, name: str, number: int | None) -> str:
         info = await self.model_info(name)
         return info.model_id(meant(info, number).version)
+
+    async def set_limits(
+        self,
+        name: Name | None,
+        *,
+        jobs: int | None = None,
+        nbytes: int | None = None,
+        rate: tuple[int, float] | None = None,
+        user_rate: tuple[int, float] | None = None,
+    ) -> None:
+        """Bound what may be queued and how often jobs may come; what is not named is not bounded any more.
+
+        Whoever is refused gets Busy, whose `retry_after` says when to try again. All of it is counted on each node.
+
+        Args:
+            name: of a model; None: what holds for all models of this server, on a cluster of each node. There `jobs`
+                and `nbytes` are for each queue, 10,000 and 1 GiB unless they are named.
+            jobs: waiting or running at a time; 0: no bound. Likewise nbytes.
+            nbytes: that their inputs may hold together.
+            rate: how many jobs may come in how many seconds.
+            user_rate: the same for each user; then calls have to name one.
+
+        Raises:
+            NoModel: there is no such model.
+        """
+        await self._functions()
+        command = commands.ai_limitset(name, jobs=jobs, nbytes=nbytes, rate=rate, user_rate=user_rate)
+        if name is not None:
+            await self._transport.call(command)
+            return
+        for tag in self._transport.tags():
+            await self._transport.call_at(tag, command)
+
+    async def limits(self, name: Name | None) -> Limits:
+        """Read the bounds of a model, or with None those of this server, on a cluster of one node of it.
+
+        Raises:
+            NoModel: there is no such model.
+        """
+        await self._functions()
+        return await self._transport.call(commands.ai_limitget(name))

@@ -2,7 +2,7 @@
 """Runs models."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, Literal, overload
 
@@ -15,14 +15,17 @@ from keyside.clients._sync.handle import Handle
 from keyside.clients.forms import Forms
 from keyside.clients.inputs import Bound
 from keyside.clients.request import Request
+from keyside.clients.rounds import Rounds
 from keyside.clients.transport_sync import SyncTransport
 from keyside.tensorstore import plain
 from keyside.tensorstore.command import Name, text
-from keyside.tensorstore.commands import INLINE, read_reply
+from keyside.tensorstore.commands import INLINE, read_reply, terms
 from keyside.tensorstore.errors import BadArg, NoModel, NoTensor
 from keyside.tensorstore.records import Signature
 
 __all__ = ["Inference"]
+
+Priority = Literal["high", "normal", "low"]
 
 _SIGNATURE_S = 5.0
 _HEADER_BYTES = 128
@@ -47,6 +50,8 @@ class Inference(Base):
         timeout: float | None = None,
         outputs: Literal["auto"] = "auto",
         move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> Any: ...
 
     @overload
@@ -58,6 +63,8 @@ class Inference(Base):
         timeout: float | None = None,
         outputs: Literal["dict"],
         move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> dict[str, NDArray[Any]]: ...
 
     def predict(
@@ -68,6 +75,8 @@ class Inference(Base):
         timeout: float | None = None,
         outputs: Literal["auto", "dict"] = "auto",
         move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> Any:
         """Run a model and return what it gives.
 
@@ -80,6 +89,8 @@ class Inference(Base):
             outputs: "dict": always a dict.
             move: on a cluster, input keys in another slot than the first are copied there for the call. Each is read at
                 a time of its own, shortly before the call: together they are no snapshot.
+            priority: "high" goes before what is normal, "low" behind it.
+            user: on whose behalf, for limits per user: as a user whose ACL lets him say so.
 
         Returns:
             The array if the model has one output, else a dict from names to arrays in the model's order.
@@ -87,6 +98,7 @@ class Inference(Base):
         Raises:
             NoModel: there is no such target.
             BadInput: number or names of the inputs do not fit the model. Likewise BadDtype, BadShape.
+            Busy: the server takes no more now; `retry_after` says when it may.
             RunFailed: the model failed on them.
             TimedOut: there was no answer in time.
             Unreachable: the server could not be reached.
@@ -96,10 +108,11 @@ class Inference(Base):
         if not self._library:
             self._functions()
         transport = self._transport
-        packed = transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
+        words = terms(priority, user) if user is not None or priority != "normal" else ()
+        packed = None if words else transport.packer.pack(target, inputs, self._timeout if timeout is None else timeout)
         if packed is None:
             bound = self._bind(target, binding.bind(inputs), (), move=move)
-            reply = transport.run(self._request(target, bound, (), timeout))
+            reply = transport.run(self._request(target, bound, (), timeout, words))
         else:
             reply = transport.run_packed(packed)
         if outputs == "dict":
@@ -121,6 +134,8 @@ class Inference(Base):
         *,
         timeout: float | None = None,
         move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> None:
         """Run a model on tensors in the database and leave the results there.
 
@@ -130,6 +145,8 @@ class Inference(Base):
             outputs: the name of a key, or as many as the model has outputs; they may hold tensors, and nothing else.
             timeout: seconds until the deadline; None: the client's.
             move: on a cluster, input keys in another slot than the outputs are copied there, as for `predict`.
+            priority: as for `predict`.
+            user: as for `predict`.
 
         Raises:
             CrossSlot: on a cluster, the keys are in different slots.
@@ -140,7 +157,7 @@ class Inference(Base):
         self._functions()
         names = binding.output_keys(outputs)
         bound = self._bind(target, binding.bind_keys(inputs), names, move=move)
-        request = self._request(target, bound, names, timeout)
+        request = self._request(target, bound, names, timeout, terms(priority, user))
         read_reply(self._transport.run(request))
 
     def submit(
@@ -151,6 +168,8 @@ class Inference(Base):
         *,
         timeout: float | None = None,
         move: bool = False,
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> Handle:
         """Submit a job and return once the server has accepted it.
 
@@ -163,6 +182,8 @@ class Inference(Base):
             outputs: keys for the results; None: they come back as the handle's result.
             timeout: seconds until the deadline; None: the client's.
             move: as for `execute`.
+            priority: as for `predict`.
+            user: as for `predict`.
 
         Returns:
             A handle to wait for the result or to cancel the job.
@@ -174,7 +195,7 @@ class Inference(Base):
         names = [] if outputs is None else binding.output_keys(outputs)
         bound = binding.bind(inputs) if outputs is None else binding.bind_keys(inputs)
         bound = self._bind(target, bound, names, move=move)
-        request = self._request(target, bound, names, timeout)
+        request = self._request(target, bound, names, timeout, terms(priority, user))
         pending = self._transport.begin(request)
         return Handle(self._transport, pending, self._result)
 
@@ -187,21 +208,28 @@ class Inference(Base):
         window: int = 64,
         timeout: float | None = None,
         outputs: Literal["auto", "dict"] = "auto",
+        priority: Priority = "normal",
+        user: str | None = None,
     ) -> Any:
         """Run a model on many rows, several requests at a time.
+
+        Where the server takes no more now, the rest waits as long as it advises, and fewer are in flight from then on.
 
         Args:
             target: as for `predict`.
             rows: an array [n, ...], or several of as many rows, by name or position as for `predict`.
             batch: rows in one request, at most; fewer where they would not fit into one call.
             window: requests in flight.
-            timeout: seconds until the deadline of each request; None: the client's.
+            timeout: seconds until the deadline of each request, and for which it may be refused; None: the client's.
             outputs: "dict": always a dict.
+            priority: as for `predict`.
+            user: as for `predict`.
 
         Returns:
             As of `predict`, the results in the order of the rows.
 
         Raises:
+            Busy: a request was refused for so long.
             KeysideError: as for `predict`, of the first request that fails; the others are cancelled.
         """
         if batch < 1 or window < 1:
@@ -211,10 +239,22 @@ class Inference(Base):
         count = binding.count_rows(bound)
         size = _slice_rows(bound, batch)
         parts: dict[int, dict[str, NDArray[Any]]] = {}
-        requests = self._slices(target, bound, count, size, timeout)
-        with closing(self._transport.run_many(requests, window)) as replies:
-            for index, reply in replies:
-                parts[index] = self._read(reply)
+        seconds = self._timeout if timeout is None else timeout
+        words = terms(priority, user)
+
+        def part(number: int) -> Request:
+            items: list[object] = [item[number * size : (number + 1) * size] for item in bound.items]  # type: ignore[index]
+            return self._request(target, Bound(items, bound.names), (), timeout, words)
+
+        rounds = Rounds(max(1, -(-count // size)), part, window, seconds)
+        while rounds.left:
+            with closing(self._transport.run_many(rounds, rounds.window)) as replies:
+                for index, reply in replies:
+                    number = rounds.took(index, reply)
+                    if number is not None:
+                        parts[number] = self._read(reply)
+            if pause := rounds.end():
+                time.sleep(pause)
         found = {
             name: np.concatenate([parts[index][name] for index in range(len(parts))])
             if len(parts) > 1
@@ -223,15 +263,14 @@ class Inference(Base):
         }
         return _single(found) if outputs == "auto" else found
 
-    def _slices(self, target: Name, bound: Bound, count: int, size: int, timeout: float | None) -> Iterator[Request]:
-        for start in range(0, max(count, 1), size):
-            items: list[object] = [item[start : start + size] for item in bound.items]  # type: ignore[index]
-            yield self._request(target, Bound(items, bound.names), (), timeout)
-
-    def _request(self, target: Name, bound: Bound, outputs: Sequence[bytes], timeout: float | None) -> Request:
+    def _request(
+        self, target: Name, bound: Bound, outputs: Sequence[bytes], timeout: float | None, words: tuple[Any, ...]
+    ) -> Request:
         transport = self._transport
         seconds = self._timeout if timeout is None else timeout
-        return binding.request(target, bound, outputs, seconds, transport.identity, transport.node)
+        request = binding.request(target, bound, outputs, seconds, transport.identity, transport.node)
+        request.terms = words
+        return request
 
     def _bind(self, target: Name, bound: Bound, outputs: Sequence[bytes], *, move: bool = False) -> Bound:
         """Make arrays of plain values: for that one has to know what the model takes; and fetch what shall be moved."""

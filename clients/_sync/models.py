@@ -13,7 +13,7 @@ from keyside.clients.blobs import Blob, Source, open_blob
 from keyside.clients.versions import ModelVersion, meant, newest, parse_target, same_version
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Name, text, to_bytes
-from keyside.tensorstore.commands import ListedModel, ModelStats
+from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
 from keyside.tensorstore.errors import ModelFailed, NoModel, TimedOut, Unreachable
 from keyside.tensorstore.records import ModelInfo
 
@@ -280,3 +280,44 @@ class Models(Base):
     def _model_id(self, name: str, number: int | None) -> str:
         info = self.model_info(name)
         return info.model_id(meant(info, number).version)
+
+    def set_limits(
+        self,
+        name: Name | None,
+        *,
+        jobs: int | None = None,
+        nbytes: int | None = None,
+        rate: tuple[int, float] | None = None,
+        user_rate: tuple[int, float] | None = None,
+    ) -> None:
+        """Bound what may be queued and how often jobs may come; what is not named is not bounded any more.
+
+        Whoever is refused gets Busy, whose `retry_after` says when to try again. All of it is counted on each node.
+
+        Args:
+            name: of a model; None: what holds for all models of this server, on a cluster of each node. There `jobs`
+                and `nbytes` are for each queue, 10,000 and 1 GiB unless they are named.
+            jobs: waiting or running at a time; 0: no bound. Likewise nbytes.
+            nbytes: that their inputs may hold together.
+            rate: how many jobs may come in how many seconds.
+            user_rate: the same for each user; then calls have to name one.
+
+        Raises:
+            NoModel: there is no such model.
+        """
+        self._functions()
+        command = commands.ai_limitset(name, jobs=jobs, nbytes=nbytes, rate=rate, user_rate=user_rate)
+        if name is not None:
+            self._transport.call(command)
+            return
+        for tag in self._transport.tags():
+            self._transport.call_at(tag, command)
+
+    def limits(self, name: Name | None) -> Limits:
+        """Read the bounds of a model, or with None those of this server, on a cluster of one node of it.
+
+        Raises:
+            NoModel: there is no such model.
+        """
+        self._functions()
+        return self._transport.call(commands.ai_limitget(name))

@@ -131,6 +131,43 @@ def remove(state: State, targets: tuple[str, ...]) -> None:
     state.emit({"removed": list(targets)}, "")
 
 
+def _rate(_context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, float] | None:
+    if text is None:
+        return None
+    count, slash, seconds = text.partition("/")
+    try:
+        return int(count), float(seconds) if slash else 1.0
+    except ValueError:
+        raise click.BadParameter("JOBS/SECONDS, such as 100/1", param=parameter) from None
+
+
+@model.command("limits")
+@click.argument("name", required=False)
+@click.option("--jobs", type=click.IntRange(0), metavar="N", help="Jobs that may wait or run at a time; 0: any number.")
+@click.option("--bytes", "nbytes", type=click.IntRange(0), metavar="N", help="That their inputs may hold together.")
+@click.option("--rate", callback=_rate, metavar="JOBS/SECONDS", help="How many jobs may come in how many seconds.")
+@click.option("--user-rate", callback=_rate, metavar="JOBS/SECONDS", help="The same for each user.")
+@common
+def limits(state: State, name: str | None, **given: Any) -> None:
+    """Show what may be queued of a model, and how often; without NAME, on this server in each queue.
+
+    With options that is set anew: what they do not name is not bounded any more. On a cluster all of it holds for each
+    node.
+    """
+    import msgspec
+
+    with state.client() as client:
+        if any(value is not None for value in given.values()):
+            client.set_limits(name, **given)
+        found = client.limits(name)
+    lines = [f"jobs {found.jobs or 'any number'}", f"bytes {human_bytes(found.nbytes) if found.nbytes else 'any'}"]
+    for what, rate in (("rate", found.rate), ("user rate", found.user_rate)):
+        lines.append(f"{what} {f'{rate[0]} in {rate[1]:g} s' if rate else 'any'}")
+    if found.queued:
+        lines.append(f"now {found.queued} jobs, {human_bytes(found.held)}")
+    state.emit({"name": name, **msgspec.to_builtins(found._asdict())}, "\n".join(lines))
+
+
 def _json_object(text: str | None) -> dict[str, Any] | None:
     if not text:
         return None

@@ -1,4 +1,4 @@
---- @requires guard args keys node jobs
+--- @requires guard args keys node jobs bounds
 -- What the functions of this node know about models. The model key (docs/protocol.md section 3) is the source; the
 -- catalog holds one JSON record per target, ready to be read at submit, also on nodes where the model key is not: they
 -- have copies, which executors keep equal to it (KS_CATALOG, KS_MERGE).
@@ -44,7 +44,7 @@ local function is_record(record)
   return type(record) == 'table' and type(record.key) == 'string' and type(record.uid) == 'string' and type(record.state) == 'string'
     and type(record.device) == 'string' and jobs.is_device(record.device) and (record.reason == nil or type(record.reason) == 'string')
     and is_version(record.version) and (record.last == nil or is_version(record.last))
-    and (record.signature == cjson.null or is_signature(record.signature))
+    and (record.signature == cjson.null or is_signature(record.signature)) and (record.limits == nil or bounds.check(record.limits))
 end
 
 -- A record as a Lua table; nil if it is none. Records are few and change rarely: the text found before is not decoded again.
@@ -126,6 +126,7 @@ local function encode(key, version, last)
   if not got[1] then
     return nil
   end
+  local limits = redis.call('HGET', key, 'limits')
   return '{"key":' .. cjson.encode(key)
     .. ',"uid":' .. cjson.encode(redis.call('HGET', key, 'uid'))
     .. ',"version":' .. version
@@ -133,6 +134,7 @@ local function encode(key, version, last)
     .. ',"device":' .. cjson.encode(got[2])
     .. ',"signature":' .. (got[3] or 'null')
     .. ',"reason":' .. cjson.encode(got[4] or '')
+    .. (limits and bounds.decode(limits) and ',"limits":' .. limits or '')
     .. (last and ',"last":' .. last or '') .. '}'
 end
 
@@ -180,6 +182,18 @@ function catalog.update(own, key, version)
   end
   redis.call('HSET', own.catalog, key, encode(key, current, redis.call('HGET', key, 'last')))
   redis.call('HSET', own.models, key, redis.call('HGET', key, current .. ':tag') or '')
+end
+
+-- What is said of all versions has changed.
+function catalog.rewrite(own, key)
+  local last = tonumber(redis.call('HGET', key, 'last'))
+  for version = 1, last do
+    local record = encode(key, version)
+    if record then
+      redis.call('HSET', own.catalog, key .. '@' .. version, record)
+    end
+  end
+  catalog.update(own, key, catalog.bare(key))
 end
 
 local function clear(own, key, last)

@@ -1,4 +1,4 @@
---- @requires guard args keys node seal
+--- @requires guard args keys node seal counted
 -- One entry of a job stream (docs/protocol.md section 7), from XADD to XDEL.
 
 local jobs = {}
@@ -11,6 +11,7 @@ jobs.GIVEN_BACK_MS = 86400000 -- how long what an executor gave back seems to ha
 -- Positions in the header `h`.
 jobs.OP, jobs.MODEL, jobs.KEY, jobs.VERSION, jobs.DEADLINE = 2, 3, 4, 5, 6
 jobs.TICKET, jobs.CORR, jobs.INPUTS, jobs.NAMES, jobs.OUTPUTS, jobs.BYTES = 7, 8, 9, 10, 11, 12
+jobs.MARK = 13 -- only where the job counts for its model (lib counted): the bytes
 
 -- Put an entry into a queue: {'h', header, '0', input, ...}. The only way in, for jobs of all kinds.
 function jobs.add(stream, entry)
@@ -29,6 +30,12 @@ end
 function jobs.add_load(own, key, uid, version, device)
   local header = cmsgpack.pack({ 1, 'load', uid .. '-' .. version, key, tonumber(version), 0, '', '', {}, {}, {}, 0 })
   return jobs.add(own.jobs .. device, { 'h', header })
+end
+
+-- Let an executor of the device look which queues there are now: one is used for the first time.
+function jobs.add_look(own, record)
+  local header = cmsgpack.pack({ 1, 'look', record.id, record.key, tonumber(record.version), 0, '', '', {}, {}, {}, 0 })
+  return jobs.add(own.jobs .. record.device, { 'h', header })
 end
 
 -- What an executor may give as the name of a device, as the word for a queue (node.queue), and as the id of an entry.
@@ -119,7 +126,10 @@ function jobs.header(fields, id)
       return nil
     end
   end
-  local deadline = header[jobs.DEADLINE]
+  local deadline, mark = header[jobs.DEADLINE], header[jobs.MARK]
+  if mark ~= nil and not (type(mark) == 'number' and mark >= 0 and mark <= args.MAX_INT) then
+    return nil
+  end
   if not (deadline >= 0 and deadline <= args.MAX_INT and is_signed(fields, header, id)) then
     return nil
   end
@@ -227,6 +237,10 @@ function jobs.release(own, device, header, keep)
   local bytes = header[jobs.BYTES]
   if type(bytes) == 'number' and bytes > 0 then
     redis.pcall('DECRBY', own.bytes .. device, string.format('%.0f', bytes))
+  end
+  if header[jobs.MARK] then
+    local uid = string.match(header[jobs.MODEL], '^(.*)%-') or ''
+    counted.take(counted.name(own, uid, device), 1, header[jobs.MARK])
   end
 end
 

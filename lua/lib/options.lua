@@ -1,10 +1,13 @@
 --- @requires args guard
--- The options of what runs something: TIMEOUT, TICKET, ID and USER.
+-- The options of what runs something: TIMEOUT, TICKET, ID, USER and PRIORITY.
 
 local options = {}
 
 -- Keywords are nearly always sent in capitals: then a look-up tells, and no other string is made.
-local OPTION_WORDS = { TIMEOUT = 'TIMEOUT', TICKET = 'TICKET', ID = 'ID', USER = 'USER' }
+local OPTION_WORDS = { TIMEOUT = 'TIMEOUT', TICKET = 'TICKET', ID = 'ID', USER = 'USER', PRIORITY = 'PRIORITY' }
+
+-- What stands behind the device in the word for a queue (node.queue).
+local PRIORITIES = { HIGH = '!H', NORMAL = false, LOW = '!L' }
 
 -- The kinds of private names (docs/protocol.md section 2) that are lists for replies.
 local TICKETS = { t = true, mb = true, ticket = true }
@@ -24,7 +27,7 @@ local function check_user(name)
   end
 end
 
--- Reads them from position i to the end into request: timeout, ticket, corr, client, seq, user.
+-- Reads them from position i to the end into request: timeout, ticket, corr, client, seq, user, priority.
 function options.read(argv, i, request)
   local text = argv[i]
   while text do
@@ -53,6 +56,12 @@ function options.read(argv, i, request)
       request.user = argv[i + 1] or ''
       if #request.user > 64 or not string.find(request.user, '^[%w_.:-]+$') then
         raise('BADARG', 'USER takes the name of a user: 1 to 64 letters, digits and _.:-')
+      end
+      i = i + 2
+    elseif word == 'PRIORITY' then
+      request.priority = PRIORITIES[args.keyword(argv[i + 1] or '')]
+      if request.priority == nil then
+        raise('BADARG', 'PRIORITY is HIGH, NORMAL or LOW')
       end
       i = i + 2
     elseif word == 'TIMEOUT' then

@@ -1,10 +1,7 @@
---- @requires guard args keys node catalog jobs inputs options seen
+--- @requires guard args keys node catalog jobs inputs options seen room rates counted
 -- From a parsed request to an entry in the job stream. Everything is checked before anything is written.
 
 local submit = {}
-
-local MAX_JOBS = 10000     -- per device queue
-local MAX_BYTES = 1073741824
 
 -- The end of the header of an entry whose inputs all ride in it and whose outputs ride in the reply: as nearly all do.
 local plain_ends = {}
@@ -68,27 +65,12 @@ function submit.check_outputs(record, outputs)
   end
 end
 
--- There is room for one more job of so many bytes.
-function submit.check_room(own, device, bytes)
-  local stream = own.jobs .. device
-  local queued = redis.call('XLEN', stream)
-  if queued >= MAX_JOBS then
-    raise('BUSY', 'queue ' .. device .. ' holds ' .. queued .. ' jobs, its limit: try again later, or add executors')
+-- The rest of the array that record.head begins: several values packed in one call stand one after the other. A mark is one
+-- element more.
+local function header_of(record, request, deadline, ticket, modes, count, bytes, mark)
+  if mark then
+    return '\157' .. string.sub(header_of(record, request, deadline, ticket, modes, count, bytes), 2) .. cmsgpack.pack(mark)
   end
-  if bytes > 0 then
-    local held = tonumber(redis.call('GET', own.bytes .. device) or 0) or 0
-    if queued == 0 and held ~= 0 then
-      redis.call('UNLINK', own.bytes .. device)
-      held = 0
-    end
-    if held + bytes > MAX_BYTES then
-      raise('BUSY', 'queue ' .. device .. ' holds ' .. held .. ' bytes, its limit is ' .. MAX_BYTES .. ': try again later, or add executors')
-    end
-  end
-end
-
--- The rest of the array that record.head begins: several values packed in one call stand one after the other.
-local function header_of(record, request, deadline, ticket, modes, count, bytes)
   local front = record.head .. cmsgpack.pack(deadline, ticket, request.corr or '')
   if modes or request.names or request.outputs or bytes > 0 then
     if not modes then
@@ -112,22 +94,30 @@ local function header_of(record, request, deadline, ticket, modes, count, bytes)
 end
 
 -- Put a job into its queue. `entry`: { 'h', '', its inline inputs... }; `modes`: how each of its `count` inputs is found,
--- nil where all are inline. Returns the id of the entry.
-function submit.enter(own, device, record, request, deadline, ticket, entry, modes, count, bytes)
-  entry[2] = header_of(record, request, deadline, ticket, modes, count, bytes)
+-- nil where all are inline; `mark`: of room.check. Returns the id of the entry.
+function submit.enter(own, device, record, request, deadline, ticket, entry, modes, count, bytes, mark)
+  entry[2] = header_of(record, request, deadline, ticket, modes, count, bytes, mark)
   local stream = own.jobs .. device
+  local first = request.priority and redis.call('EXISTS', stream) == 0
   local id = jobs.add(stream, entry)
   if bytes > 0 then
     redis.call('INCRBY', own.bytes .. device, bytes)
-    if not jobs.may_read(stream) then
-      redis.call('SET', own.held .. device .. '/' .. id, bytes, 'PX', request.timeout + jobs.REPLY_GRACE_MS)
-    end
+  end
+  if mark then
+    counted.add(counted.name(own, record.uid, device), mark, deadline + jobs.REPLY_GRACE_MS)
+  end
+  if (bytes > 0 or mark) and not jobs.may_read(stream) then
+    local held = ('%.0f'):format(bytes) .. (mark and ' ' .. ('%.0f'):format(mark) .. ' ' .. record.uid or '')
+    redis.call('SET', own.held .. device .. '/' .. id, held, 'PX', request.timeout + jobs.REPLY_GRACE_MS)
+  end
+  if first then
+    jobs.add_look(own, record) -- executors wait on the queues that they know
   end
   return id
 end
 
 -- request: target, inputs {{mode, data, value, size}...}, owns (is an input OWN?), names, outputs, timeout, ticket, corr,
--- client, seq. Returns what the public function returns.
+-- client, seq, user, priority (!H or !L). Returns what the public function returns.
 function submit.run(request)
   local own = node.keys()
   request.timeout = request.timeout or 30000
@@ -155,19 +145,28 @@ function submit.run(request)
   if request.outputs then
     submit.check_outputs(record, request.outputs)
   end
-  local device = record.device
+  local device, size = record.device, bytes
+  if request.priority then
+    device = device .. request.priority
+  end
   if bytes <= jobs.COUNTED_BYTES then
     bytes = 0
   end
-  submit.check_room(own, device, bytes)
+  local now = node.now_ms()
+  local limits = room.limits(own, now)
+  local mark = room.check(own, limits, device, record, bytes, size, now)
+  local permits = (limits.rated or record.limits) and rates.check(own, limits, record, request)
   local ticket = request.ticket or ''
   if own.clustered and ticket ~= '' then
     redis.call('EXISTS', ticket)
   end
-  local deadline = node.now_ms() + request.timeout
+  local deadline = now + request.timeout
   local entry = { 'h', '' }
   local modes = inputs.capture(entry, list, deadline + jobs.REPLY_GRACE_MS, request.owns)
-  local id = submit.enter(own, device, record, request, deadline, ticket, entry, modes, #list, bytes)
+  local id = submit.enter(own, device, record, request, deadline, ticket, entry, modes, #list, bytes, mark)
+  if permits then
+    rates.take(permits)
+  end
   if request.client then
     seen.take(own, request)
   end

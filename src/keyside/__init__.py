@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from keyside.clients.inputs import Key
     from keyside.clients.versions import ModelVersion
     from keyside.tensorstore import errors
-    from keyside.tensorstore.commands import ListedModel, ModelStats
+    from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
     from keyside.tensorstore.errors import KeysideError
     from keyside.tensorstore.plain import TensorMeta
     from keyside.tensorstore.records import ModelInfo, Signature, TensorSpec, VersionInfo
@@ -30,6 +30,7 @@ __all__ = [
     "Handle",
     "Key",
     "KeysideError",
+    "Limits",
     "ListedModel",
     "ModelInfo",
     "ModelStats",
@@ -52,6 +53,7 @@ _HOMES = {
     "Handle": "clients._sync.handle",
     "Key": "clients.inputs",
     "KeysideError": "tensorstore.errors",
+    "Limits": "tensorstore.commands",
     "ListedModel": "tensorstore.commands",
     "ModelInfo": "tensorstore.records",
     "ModelStats": "tensorstore.commands",

@@ -97,6 +97,13 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FCALL_RO", "AI_DEADGET", 0, "1-1"), {EXEC, ROOT}),
     (("FCALL", "AI_DEADDEL", 0, "1-1"), {ROOT}),
     (("FCALL", "AI_DEADRETRY", 0, "1-1"), {ROOT}),
+    (("FCALL_RO", "AI_LIMITGET", 1, "fraud"), {ALICE, READER, MANAGER, EXEC, ROOT}),
+    (("FCALL_RO", "AI_LIMITGET", 1, "other"), {"bob", EXEC, ROOT}),
+    (("FCALL_RO", "AI_LIMITGET", 0, "NODE"), set(ALL)),
+    (("FCALL", "AI_LIMITSET", 1, "fraud", "JOBS", 1000), {MANAGER, ROOT}),
+    (("FCALL", "AI_LIMITSET", 1, "other", "JOBS", 1000), {ROOT}),
+    (("FCALL", "AI_LIMITSET", 0, "NODE", "JOBS", 1000), {ROOT}),
+    (predict("fraud", X, options=("PRIORITY", "HIGH")), {ALICE, ROOT}),
     (("FCALL_RO", "AI_NODE", 0), set(ALL)),
     (("FCALL_RO", "KS_VERSION", 0), set(ALL)),
 ]

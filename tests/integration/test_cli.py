@@ -199,6 +199,22 @@ def test_without_an_executor_the_wait_is_explained(keyside: Keyside, db: redis_p
     db.flushall()  # nobody will ever take that load job
 
 
+def test_limits(keyside: Keyside, executor: Executor, affine: str) -> None:
+    keyside("model", "put", "m", affine)
+    assert "rate any" in keyside("model", "limits", "m").stdout
+    keyside("model", "limits", "m", "--jobs", "5", "--rate", "100/0.5", "--user-rate", "3")
+    shown = read(keyside("model", "limits", "m", "--json"))
+    assert (shown["jobs"], shown["rate"], shown["user_rate"]) == (5, [100, 0.5], [3, 1.0])
+    assert "rate 100 in 0.5 s" in keyside("model", "limits", "m").stdout
+    keyside("model", "limits", "m", "--jobs", "0")
+    assert read(keyside("model", "limits", "m", "--json"))["rate"] is None
+    assert read(keyside("model", "limits", "--json"))["jobs"] == 10_000
+    keyside("model", "limits", "--jobs", "7")
+    assert read(keyside("model", "limits", "--json"))["jobs"] == 7
+    keyside("model", "limits", "m", "--rate", "many", code=2)
+    assert "NOMODEL" in keyside("model", "limits", "none", code=1).stderr
+
+
 # --- servers
 
 

@@ -91,7 +91,7 @@ def check(callers: list[subprocess.Popen[str]], db: Any) -> None:
 
 def leftovers(db: Any) -> list[bytes]:
     """Keys that neither a model nor a live executor needs, nor a caller who may repeat a request."""
-    stay = (b"jobs", b"catalog", b"models", b"stats", b"executors", b"executor", b"blob", b"seen")
+    stay = (b"jobs", b"catalog", b"models", b"revs", b"stats", b"executors", b"executor", b"blob", b"seen")
     found = []
     for key in db.scan_iter(count=1000):
         kind = key.partition(b"}:")[2].split(b":")[0] if key.startswith(b"ks:{") else b""

@@ -34,7 +34,8 @@ def consumers(hand: Hand, device: str = "CPU") -> set[bytes]:
 
 
 def test_a_heartbeat(hand: Hand) -> None:
-    time, tag, seal = hand.fcall("KS_BEAT", [], "e1", '{"pid": 1}', 5000, "CPU", "GPU:1")
+    time, tag, seal, used = hand.fcall("KS_BEAT", [], "e1", '{"pid": 1}', 5000, "CPU", "GPU:1")
+    assert used == []
     assert abs(time - hand.now()) < 1000
     assert (tag, seal) == (b"0", b""), "entries are not signed unless somebody asks for it"
     assert executors(hand) == {b"e1": time}

@@ -27,6 +27,7 @@ WORDS = [
     "CHUNKS", "VERSION", "RESETSTAT", "UPLOAD", "DIGEST", "TAG", "BATCHSIZE", "MINBATCHSIZE", "MINBATCHTIMEOUT",
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
+    "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
 ]  # fmt: skip
 NUMBERS = [
     "0", "1", "2", "3", "4", "1000", "1001", "-1", "1.5", "1e400", "0x10", "nan", "inf", "2147483648",
@@ -80,12 +81,15 @@ SOUND: dict[str, list[Any]] = {
     ],
     "AI_PREDICT": [
         "m", "INPUTS", "1", "VALUE", ROW, "NAMES", "1", "x", "OUTPUTS", "1", "y", "TIMEOUT", "1000", "TICKET", "T", "c",
+        "PRIORITY", "HIGH",
     ],
     "AI_CANCEL": ["T", "CPU/1-1"],
     "AI_DEADDEL": ["D", "1-1"],
     "AI_DEADGET": ["D"],
     "AI_DEADRETRY": ["D", "TIMEOUT", "1000"],
     "AI_DEADSCAN": ["0", "COUNT", "10", "MODEL", "m"],
+    "AI_LIMITGET": [],
+    "AI_LIMITSET": ["JOBS", "1", "BYTES", "2", "RATE", "3", "PER", "4", "USERRATE", "5", "PER", "6"],
     "AI_INFO": ["VERSION", "1"],
     "AI_NODE": [],
     "KS_CATALOG": ["0", "10", "REVS"],
@@ -93,7 +97,7 @@ SOUND: dict[str, list[Any]] = {
     "KS_REFRESH": ["m", "none"],
     "KS_BEAT": ["e1", "{}", "2000", "CPU", "GPU:1"],
     "KS_COMPLETE": [
-        "CPU", "e1", "100", "u-1", "10", "1", "0", "0", "2",
+        "CPU", "e1", "100", "u-1", "10", "1", "0", "0:5:u 0", "2",
         "1-1", "9007199254740991", "", "", "OK", "5", "1", "x", "y", "V", ROW,
         "J", "9007199254740991", "T", "c", "OK", "7", "0", "y", "V", ROW, "large", "S", "x",
     ],

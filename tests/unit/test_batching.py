@@ -143,3 +143,34 @@ def test_what_does_not_fit_is_refused_with_both_sides() -> None:
     wrong = job(0, rows(1), dtype="i8")
     with pytest.raises(BadDtype, match="takes FLOAT, got INT64"):
         served.prepare(wrong)
+
+
+def ranked(number: int, queue: str, claimed: float) -> Job:
+    """A job of a queue."""
+    one = job(number, rows(1, 3 + number), claimed=claimed)  # of a form of its own: never stacked
+    one.queue = queue
+    one.ref = (queue, one.id)
+    return one
+
+
+def test_priorities_go_first_but_not_for_ever() -> None:
+    served, _ = model(shape=(-1, -1))
+    batcher = Batcher()
+    order = [("CPU!L", 0.0), ("CPU", 0.1), ("CPU", 0.16), ("CPU!H", 0.16), ("CPU!H", 0.18), ("CPU!L", 0.18)]
+    for n, (queue, claimed) in enumerate(order):
+        one = ranked(n, queue, claimed)
+        served.prepare(one)
+        batcher.add(served, one)
+    assert taken(batcher, 1.0) == [[b"1-0"], [b"3-0"], [b"4-0"], [b"0-0"], [b"2-0"], [b"5-0"]]
+
+
+def test_an_urgent_job_overtakes_what_waits_and_jobs_of_two_queues_never_share_a_run() -> None:
+    served, _ = model()
+    batcher = Batcher()
+    for n, queue in enumerate(("CPU", "CPU", "CPU!H", "CPU!L", "CPU!H")):
+        one = job(n, rows(1))
+        one.queue = queue
+        one.ref = (queue, one.id)
+        served.prepare(one)
+        batcher.add(served, one)
+    assert taken(batcher) == [[b"2-0", b"4-0"], [b"0-0", b"1-0"], [b"3-0"]]

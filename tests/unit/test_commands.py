@@ -21,6 +21,8 @@ EXAMPLES: dict[str, list[Command[Any]]] = {
         commands.ai_tensorset("x", "FLOAT", (2,), [1.5, 2]),
         commands.ai_tensorset("x", "FLOAT", (), []),
     ],
+    "AI_LIMITGET": [commands.ai_limitget("m"), commands.ai_limitget(None)],
+    "AI_LIMITSET": [commands.ai_limitset("m", jobs=5), commands.ai_limitset(None, rate=(5, 1.0))],
     "AI_TENSORGET": [commands.ai_tensorget("x")],
     "AI_MODELSTORE": [
         commands.ai_modelstore("m", "ONNX", "CPU", blob=[b"abc"]),
@@ -225,3 +227,25 @@ def test_names_of_a_clients_own_keys() -> None:
     assert keys.mailbox(b"0", b"abc") == b"ks:{0}:mb:abc"
     assert keys.temporary(keys.tag("a}b{"), "abc", 5, 1).startswith(b"ks:{")
     assert keys.slot(keys.temporary(keys.tag("a}b{"), "abc", 5, 1)) == keys.slot("a}b{")
+
+
+def test_terms_of_a_submit() -> None:
+    assert commands.terms() == ()
+    assert commands.terms("high") == (b"PRIORITY", b"HIGH")
+    assert commands.terms("low", "ann") == (b"PRIORITY", b"LOW", b"USER", "ann")
+    with pytest.raises(errors.BadArg, match="priority is"):
+        commands.terms("urgent")
+    submit = commands.Submit(5, client=b"c", seq=1, more=commands.terms("low"))
+    assert submit.args() == (b"TIMEOUT", 5, b"ID", b"c", 1, b"PRIORITY", b"LOW")
+
+
+def test_limits() -> None:
+    def words(name: str | None, **given: Any) -> tuple[Any, ...]:
+        return commands.ai_limitset(name, **given).args[3:]
+
+    assert words("m", jobs=5, rate=(2, 0.5)) == (b"m", b"JOBS", 5, b"RATE", 2, b"PER", 500)
+    assert words(None, nbytes=7, user_rate=(1, 60)) == (b"NODE", b"BYTES", 7, b"USERRATE", 1, b"PER", 60000)
+    assert words("m") == (b"m", b"RATE", 0), "nothing is bounded any more"
+    reply = [b"jobs", 5, b"bytes", 0, b"rate", [2, 500], b"userrate", [0, 0], b"queued", 3, b"held", 9]
+    assert commands.ai_limitget("m").result(reply) == commands.Limits(5, 0, (2, 0.5), None, 3, 9)
+    assert commands.ai_limitget(None).args[3:] == (b"NODE",)

@@ -93,3 +93,16 @@ def test_completion_is_in_the_order_of_the_stream(ids: list[bytes]) -> None:
     jobs = [parse_entry("CPU", entry_id, entry(HEADER)) for entry_id in ids]
     words = complete("CPU", b"me", 20, b"u-1", 5, 3, [Finished(job, b"OK", [], []) for job in jobs])[0]
     assert [word for word in words[12:] if word in ids] == sorted(ids, key=entry_order)
+
+
+def test_a_job_that_counts_for_its_model() -> None:
+    job = parse_entry("CPU", b"5-0", entry([*HEADER, 9]))
+    assert job.mark == 9
+    assert parse_entry("CPU", b"5-0", entry(HEADER)).mark is None
+    other = parse_entry("CPU", b"6-0", entry(HEADER))
+    command = complete("CPU", b"me", 10, b"u-1", 1, 1, [Finished(job, b"OK", [], []), Finished(other, b"OK", [], [])])
+    assert command[-1][10] == "7:9:u 7"
+    marks: list[Any] = [-1, 2**60, 1.5, "9", None, [], True]
+    for mark in marks:
+        with pytest.raises(BadEntry):
+            parse_entry("CPU", b"5-0", entry([*HEADER, mark]))

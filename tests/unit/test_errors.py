@@ -112,3 +112,22 @@ def test_a_missing_library_comes_with_advice() -> None:
     error = errors.from_reply("ERR Function not found")
     assert type(error) is errors.LibraryMissing
     assert "keyside install" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("BUSY queue CPU holds 2 jobs, its limit: add executors, or come again; retry in 120 ms", 0.12),
+        ("BUSY model 'x; retry in 5 ms' takes 1 job in 9 ms: come again; retry in 1 ms", 0.001),
+        ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", None),
+        ("BUSY; retry in -5 ms", None),
+        ("BUSY; retry in 5 ms and more", None),
+        ("BUSY ; retry in 99999999999999 ms", None),
+    ],
+)
+def test_when_to_come_again(text: str, seconds: float | None) -> None:
+    error = errors.from_reply(text)
+    if isinstance(error, errors.Busy):
+        assert error.retry_after == seconds
+    else:
+        assert seconds is None

@@ -13,6 +13,7 @@ from keyside.executor.claims import PARKED_MAX, Claims
 from keyside.executor.delivery import Parcel
 from keyside.executor.line import Line
 from keyside.executor.wire import LUCK_MAX, Wire
+from keyside.tensorstore import keys
 from keyside.tensorstore.errors import Unreachable
 
 
@@ -133,7 +134,7 @@ class FakeLane:
 def claims(lanes: dict[str, FakeLane], parked: int = 0, shared: Sequence[str] = ()) -> Claims:
     intake = SimpleNamespace(parked=lambda device: parked)
     made = Claims(b"me", lanes, intake, 64, lambda: shared)  # type: ignore[arg-type]
-    made.streams = {device.lower().encode(): device for device in lanes}
+    made.serve(keys.NodeKeys(), list(lanes))
     return made
 
 
@@ -141,8 +142,8 @@ def test_a_claim_names_the_queues_that_have_room() -> None:
     lanes = {"CPU": FakeLane(64), "GPU": FakeLane(0, busy=True)}
     made = claims(lanes)
     claim = made.next()
-    assert b"\r\ncpu\r\n" in claim
-    assert b"\r\ngpu\r\n" not in claim
+    assert b"\r\nks:{0}:jobs:CPU\r\n" in claim
+    assert b"GPU" not in claim
     assert b"BLOCK" in claim
     assert (made.count, made.left_out, made.running) == (64, ["GPU"], True)
     assert b"BLOCK" not in made.next(ahead=True), "it would hold up what is sent behind it"
