@@ -103,7 +103,7 @@ class AsyncCluster(AsyncNodes):
             try:
                 if self.closed:
                     raise error
-                wait = flight.way.failed(error)
+                wait = flight.way.failed(await self.judged(flight.way, error))
             except KeysideError as final:
                 flight.give_up(final)
                 return

@@ -195,6 +195,14 @@ class AsyncNodes(ManyNodes, AsyncTransport):
                 await asyncio.sleep(wait)
             await self.refresh(way.ends)
 
+    async def judged(self, way: Way, error: KeysideError) -> KeysideError:
+        """Tell a model that there is not from one that a node has yet to hear of."""
+        if way.unknown(error):
+            with contextlib.suppress(KeysideError):
+                if (await self.last_words((plain.is_target(way.submitted.target),)))[0]:
+                    return TryAgain(f"the catalog of this node is behind that of the model's home: {error.text}")
+        return error
+
     async def _trade(
         self, node: Node, batch: Sequence[Command[Any]], ends: float, *, asking: bool = False
     ) -> list[Any]:
