@@ -23,6 +23,7 @@ T = TypeVar("T")
 _LOOK_S = 1.0
 _CONNECT_S = 2.0
 _LAST_S = 0.5
+_WATCH_S = 1.0
 
 
 class AsyncCluster(AsyncNodes):
@@ -30,6 +31,7 @@ class AsyncCluster(AsyncNodes):
 
     def __init__(self, endpoint: Endpoint, idle: float, timeout: float) -> None:
         self._mailboxes: dict[bytes, NodeMailbox] = {}
+        self._watching: asyncio.Task[None] | None = None
         super().__init__(endpoint, idle, timeout)
 
     def _here(self) -> None:
@@ -39,12 +41,24 @@ class AsyncCluster(AsyncNodes):
             for mailbox in self._mailboxes.values():
                 mailbox.abandon()
             self._mailboxes.clear()
+            self._watching = None
 
     def _tidy(self) -> None:
         """Leave nodes that are no primaries any more: what waits for an answer from there looks elsewhere."""
         super()._tidy()
         for mailbox in list(self._mailboxes.values()):
             asyncio.get_running_loop().call_later(_LAST_S, mailbox.follow, mailbox.channel)
+
+    def watch(self) -> None:
+        """Look each second, while replies are awaited, whether the nodes are there: one that hangs says nothing."""
+        if self._watching is None or self._watching.done():
+            self._watching = self.spawn(self._watch())
+
+    async def _watch(self) -> None:
+        while any(mailbox.busy for mailbox in self._mailboxes.values()):
+            await asyncio.sleep(_WATCH_S)
+            self.plan.look_if_due(self._look)
+            await self.refresh(time.monotonic() + _WATCH_S)
 
     def mailbox(self, tag: bytes) -> NodeMailbox:
         """Return the list of a node for replies."""
@@ -89,7 +103,7 @@ class AsyncCluster(AsyncNodes):
             try:
                 if self.closed:
                     raise error
-                wait = flight.way.failed(error)
+                wait = flight.way.failed(await self.judged(flight.way, error))
             except KeysideError as final:
                 flight.give_up(final)
                 return
@@ -184,16 +198,14 @@ class AsyncCluster(AsyncNodes):
         if self._loop is asyncio.get_running_loop():
             mailboxes, self._mailboxes = list(self._mailboxes.values()), {}
             for mailbox in mailboxes:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LAST_S):
-                        node = self.plan.topology.owner(keys.slot(mailbox.key))
-                        await mailbox.close(self._link(node).small if node is not None else None)
+                node = self.plan.topology.owner(keys.slot(mailbox.key))
+                await mailbox.close(self._link(node).small if node is not None else None)
             self.closed = True
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        for link in list(self._links.values()):
+        for link in (*self._links.values(), *self._leaving):
             await link.close()
         await super().close()
         self.closed = True

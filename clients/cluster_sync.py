@@ -256,7 +256,7 @@ class SyncCluster(SyncNodes):
             batch: list[Command[Any]] = [*request.before, request.submit(way.ends - time.monotonic(), ticket)]
             try:
                 return accepted(self._trade(node, batch, way.ends, asking=asking))
-            except TryAgain:
+            except (TryAgain, NoModel):
                 way.refusals += 1
                 raise
 
@@ -299,7 +299,7 @@ class SyncCluster(SyncNodes):
                         raise
                     self._submit_again(pending)
                     continue
-                if found is not None and found.startswith(b"TRYAGAIN ") and pending.refusals:
+                if found is not None and found.startswith(_REFUSED) and pending.refusals:
                     pending.refusals -= 1  # that was said to an attempt before the one that was accepted
                     continue
                 if found is not None:

@@ -1,5 +1,6 @@
 """Where the server is and how to log in there; redis-py makes the connections, and their sockets are then ours."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -198,9 +199,17 @@ class Endpoint:
         pool = self._prepared(1, name, patience)
         try:
             connection = pool.connection_class(**pool.connection_kwargs)
+        except TypeError as error:
+            raise self._failed(error) from error
+        try:
             await connection.connect()
         except (redis.RedisError, OSError, TypeError) as error:
             raise self._failed(error) from error
+        except BaseException:
+            # redis-py leaves a connection open whose handshake was cancelled.
+            with contextlib.suppress(redis.RedisError, OSError):
+                await connection.disconnect(nowait=True)
+            raise
         return connection
 
     def _prepared(self, which: int, name: str, patience: float) -> Any:

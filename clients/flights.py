@@ -23,6 +23,7 @@ __all__ = ["Flight", "NodeMailbox"]
 T = TypeVar("T")
 _ASKING = plain.asking()
 _GRACE_S = 0.1
+_LAST_S = 0.5
 
 
 class Flight(AsyncPending):
@@ -137,11 +138,17 @@ class NodeMailbox(Mailbox):
         """The name of the list."""
         return self._key
 
+    @property
+    def busy(self) -> bool:
+        """Whether replies are awaited."""
+        return bool(self._waiting)
+
     # --- flights
 
     def enlist(self, flight: Flight) -> None:
         """Await the reply to a request, until its deadline."""
         self._enlist(flight)
+        self._cluster.watch()
 
     def forget(self, flight: Flight) -> None:
         """Await it no longer."""
@@ -195,6 +202,14 @@ class NodeMailbox(Mailbox):
         if pending.way.free and pending.request.temporaries:
             self._drop(pending)  # they are made anew where it goes next
         self.retry(pending, error)
+
+    async def close(self, channel: Channel | None) -> None:
+        """Fail what is in flight and delete the list, if its node answers."""
+        try:
+            async with asyncio.timeout(_LAST_S):
+                await super().close(channel)
+        except TimeoutError:
+            await super().close(None)
 
     # --- replies
 

@@ -43,6 +43,7 @@ class AsyncNodes(ManyNodes, AsyncTransport):
         self.plan = Plan(endpoint)
         self._timeout = timeout
         self._links: dict[str, AsyncTransport] = {}
+        self._leaving: set[AsyncTransport] = set()
         self._packers: dict[bytes, Packer] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._renewing: asyncio.Task[Any] | None = None
@@ -147,11 +148,14 @@ class AsyncNodes(ManyNodes, AsyncTransport):
         loop = asyncio.get_running_loop()
         for address in [address for address in self._links if address not in self.plan.topology.nodes]:
             # What it has answered already may still be on its way.
-            loop.call_later(_LAST_S, self.spawn_close, self._links.pop(address))
+            link = self._links.pop(address)
+            self._leaving.add(link)
+            loop.call_later(_LAST_S, self._leave, link)
 
-    def spawn_close(self, link: AsyncTransport) -> None:
-        """Close the connections to a node in the background."""
-        self.spawn(link.close())
+    def _leave(self, link: AsyncTransport) -> None:
+        if link in self._leaving and not self.closed:
+            self._leaving.discard(link)
+            self.spawn(link.close())
 
     def _look(self) -> None:
         """See in the background what the nodes have to do."""
@@ -190,6 +194,14 @@ class AsyncNodes(ManyNodes, AsyncTransport):
             if wait:
                 await asyncio.sleep(wait)
             await self.refresh(way.ends)
+
+    async def judged(self, way: Way, error: KeysideError) -> KeysideError:
+        """Tell a model that there is not from one that a node has yet to hear of."""
+        if way.unknown(error):
+            with contextlib.suppress(KeysideError):
+                if (await self.last_words((plain.is_target(way.submitted.target),)))[0]:
+                    return TryAgain(f"the catalog of this node is behind that of the model's home: {error.text}")
+        return error
 
     async def _trade(
         self, node: Node, batch: Sequence[Command[Any]], ends: float, *, asking: bool = False

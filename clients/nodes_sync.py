@@ -161,10 +161,18 @@ class SyncNodes(ManyNodes, SyncTransport):
                 failed = None
                 if self.closed:
                     raise
-                wait = way.failed(error)
+                wait = way.failed(self._judged(way, error))
             if wait:
                 time.sleep(wait)
             self._refresh(way.ends)
+
+    def _judged(self, way: Way, error: KeysideError) -> KeysideError:
+        """Tell a model that there is not from one that a node has yet to hear of."""
+        if way.unknown(error):
+            with contextlib.suppress(KeysideError):
+                if self.last_words((plain.is_target(way.submitted.target),))[0]:
+                    return TryAgain(f"the catalog of this node is behind that of the model's home: {error.text}")
+        return error
 
     def _trade(self, node: Node, batch: Sequence[Command[Any]], ends: float, *, asking: bool = False) -> list[Any]:
         """Send commands to a node in one write and return their replies."""

@@ -8,7 +8,7 @@ from typing import Any
 from keyside.tensorstore import keys
 from keyside.tensorstore.command import text, to_bytes
 from keyside.tensorstore.commands import NodeReport
-from keyside.tensorstore.errors import CrossSlot, KeysideError
+from keyside.tensorstore.errors import CrossSlot, KeysideError, Unreachable
 
 __all__ = ["Node", "Topology", "check_slots"]
 
@@ -192,6 +192,7 @@ class Topology:
         """Take note of what a node says of itself, or that it does not."""
         if isinstance(said, KeysideError):
             node.leave_out()
+            self.stale = self.stale or isinstance(said, Unreachable)
             if "non local key" in said.text or "is not on this node" in said.text:
                 node.broken = str(said)
             return

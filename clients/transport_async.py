@@ -46,6 +46,7 @@ class AsyncTransport(OneNode):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channels: list[Channel | None] = []
         self._connecting: dict[int, asyncio.Task[Channel]] = {}
+        self._making: set[asyncio.Task[Channel]] = set()
         self._mailbox: Mailbox | None = None
         self._packer = self._new_packer()
 
@@ -74,6 +75,7 @@ class AsyncTransport(OneNode):
         self.identity = Identity()
         self._channels = [None] * (1 + _BULK_CHANNELS)
         self._connecting = {}
+        self._making = set()
         self._mailbox = None
         self._packer = self._new_packer()
 
@@ -142,6 +144,8 @@ class AsyncTransport(OneNode):
         made = Channel.connect(self.endpoint, name, idle, self.idle)
         # In a task of its own: redis-py can lose a cancellation on its way.
         task = asyncio.get_running_loop().create_task(made)
+        self._making.add(task)
+        task.add_done_callback(self._making.discard)
         try:
             channel = await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -163,13 +167,14 @@ class AsyncTransport(OneNode):
             await mailbox.close(small)
         self.closed = True
         if self._loop is asyncio.get_running_loop():
-            tasks = list(self._connecting.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             for channel in self._channels:
                 if channel is not None:
                     channel.close()
+            self._channels = []
+            tasks = [*self._connecting.values(), *self._making]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         self._channels = []
         # asyncio closes sockets in the next turns of the loop.
         await asyncio.sleep(0)

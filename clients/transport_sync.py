@@ -26,6 +26,7 @@ from keyside.clients.request import (
     who_serves,
 )
 from keyside.clients.stream_sync import Stream
+from keyside.clients.way import LATE_S
 from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, plain
 from keyside.tensorstore.command import Command
@@ -108,7 +109,9 @@ class SyncTransport(Pool):
     def _ask(self, request: Packed) -> bytes:
         wire = self.take()
         try:
-            reply = wire.ask(request.data, request.patience)
+            # Within its time, even if the connection says nothing any more.
+            limit = request.patience + LATE_S
+            reply = wire.ask(request.data, max(0.0, limit - self.idle), limit)
         except KeysideError:
             raise
         except BaseException:
@@ -168,11 +171,11 @@ class SyncTransport(Pool):
             with self.wire() as wire:
                 wire.send(batch)
                 try:
-                    job = accepted([wire.read() for _ in batch[:-1]])
+                    job = accepted([wire.read(limit=min(self.idle, patience + LATE_S)) for _ in batch[:-1]])
                 except KeysideError as error:
                     refused(wire, error)
                     raise
-                reply = waiting.result(wire.read(patience))
+                reply = waiting.result(wire.read(limit=patience + LATE_S))
         except Unreachable:
             raise
         except KeysideError:
@@ -270,7 +273,7 @@ class SyncTransport(Pool):
                 try:
                     with self.wire() as wire:
                         wire.send((waiting,))
-                        pending.reply = waiting.result(wire.read(max(seconds, 0)))
+                        pending.reply = waiting.result(wire.read(limit=max(seconds, 0) + LATE_S))
                     if pending.reply is None and time.monotonic() >= last:
                         pending.reply = self.give_up(pending.request, pending.ticket, pending.job, pending.ends)
                 except Unreachable:

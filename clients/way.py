@@ -205,6 +205,12 @@ class Way:
         self.submitted.place(node.tag)
         self.slot, self._placed = keys.slot(b"{%b}" % self.submitted.tag), True
 
+    def unknown(self, error: KeysideError) -> bool:
+        """Whether a node does not know the model, though its home, which nobody has asked yet, may."""
+        if not isinstance(error, NoModel) or self.request is None or not error.text.startswith("no model "):
+            return False
+        return not self.free or self.node is self.topology.home(self.request.target)
+
     def failed(self, error: KeysideError) -> float:
         """Take note of an error.
 

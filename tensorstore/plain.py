@@ -143,6 +143,12 @@ def is_model(key: Name) -> Command[bool]:
     return Command((b"HGET", to_bytes(key), b"type"), lambda reply: reply == b"model", repeatable=True)
 
 
+def is_target(target: Name) -> Command[bool]:
+    """Ask the home of a target whether there is anything of its name that can be run."""
+    name = to_bytes(target).partition(b"@")[0]
+    return Command((b"HGET", name, b"type"), lambda reply: reply in (b"model", b"endpoint"), repeatable=True)
+
+
 def unlink(names: Sequence[Name]) -> Command[int]:
     """Delete keys; the result is how many there were."""
     return Command((b"UNLINK", *map(to_bytes, names)), int)

@@ -1,5 +1,6 @@
 """Client and AsyncClient on clusters: every public method gives what it gives on one server."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, get_args
@@ -232,6 +233,28 @@ async def test_models(client: Any, grid: Grid) -> None:
     with pytest.raises(errors.NoModel):
         await client.predict("no such model", X)
     assert await client.ping() > 0
+
+
+async def test_a_node_that_has_yet_to_hear_of_a_model(client: Any, grid: Grid) -> None:
+    home = grid.owner("m")
+    node = next(one for one in grid.cluster.primaries if one is not home)
+    tag = grid.key_at(node)
+    await client.set(f"{{{tag}}}x", X)
+    own = grid.cluster.ask(node, "FCALL_RO", "AI_NODE", 0)[1]
+    catalog = keys.NodeKeys(own).catalog
+    with node.client() as db:
+        records = db.hgetall(catalog)
+        db.hdel(catalog, "m", "m@1")
+        waiting = asyncio.ensure_future(client.predict("m", keyside.Key(f"{{{tag}}}x")))
+        # Without a key it is asked of the home.
+        for _ in range(10):
+            np.testing.assert_array_equal(await client.predict("m", X), Y)
+        db.hset(catalog, mapping=records)
+    np.testing.assert_array_equal(await waiting, Y)
+    with pytest.raises(errors.NoModel):
+        await client.predict("m@7", keyside.Key(f"{{{tag}}}x"))
+    with pytest.raises(errors.NoModel):
+        await client.predict("no such model", keyside.Key(f"{{{tag}}}x"))
 
 
 async def test_any_node_and_any_way_to_name_it(connect: Connect, grid: Grid) -> None:

@@ -42,7 +42,7 @@ async def test_a_slot_moves_under_load(client: Any, grid: Grid) -> None:
     tag = grid.key_at(one)
     async with Load(client, tag) as load:
         for source, target in ((one, other), (other, one)):
-            for _ in move(grid.cluster, keys.slot(tag), source, target, 1):
+            for _ in move(grid.cluster, keys.slot(tag), source, target, 50):
                 await asyncio.sleep(0.02)
             await load.more(20)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import redis as redis_py
 from tests import models, more_models, raw
-from tests.clients import Blocking, Connect, connector
+from tests.clients import Connect, connector
 from tests.executors import Executor
 from tests.faults import QUICK, STREAM
 from tests.proxy import Proxy
@@ -187,10 +187,6 @@ async def test_a_deadline_that_is_shorter_than_the_idle_timeout(connect: Connect
     client = connect(proxy.url, timeout=5, idle_timeout=4)
     await client.store("m", models.affine())
     await client.predict("m", X)
-    if isinstance(client, Blocking):
-        pytest.xfail(
-            "the blocking client gives a silent connection its idle_timeout on top of the deadline of the call"
-        )
     with proxy.blackholed(), ended_within(0.5 + 0.5), pytest.raises(errors.KeysideError):
         await client.predict("m", X, timeout=0.5)
 
