@@ -14,7 +14,7 @@ __all__ = ["AsyncPending"]
 
 
 def _raise_refusal(reply: bytes) -> None:
-    """Raise what a reply on the list says, if it is a refusal: that may be there before the call's own reply is read."""
+    """Raise what a reply on the list says, if it is a refusal: it may be there before the call's own reply is read."""
     if reply[:1] >= b"\x80" or reply == b"OK":
         return
     error = from_reply(reply.decode("utf-8", "replace"))
