@@ -5,12 +5,21 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from keyside.clients.request import Request
-from keyside.tensorstore.errors import KeysideError
+from keyside.tensorstore.errors import ExecutionError, InputLost, KeysideError, from_reply
 
 if TYPE_CHECKING:
     from keyside.clients.mailbox import Mailbox
 
 __all__ = ["AsyncPending"]
+
+
+def _raise_refusal(reply: bytes) -> None:
+    """Raise what a reply on the list says, if it is a refusal: it may be there before the call's own reply is read."""
+    if reply[:1] >= b"\x80" or reply == b"OK":
+        return
+    error = from_reply(reply.decode("utf-8", "replace"))
+    if not isinstance(error, ExecutionError | InputLost):
+        raise error
 
 
 class AsyncPending:
@@ -60,7 +69,7 @@ class AsyncPending:
             self.noted = False
             await asyncio.wait((self._accepted, self.future), return_when=asyncio.FIRST_COMPLETED)
         if self.future.done() and not self.sent:
-            self.future.result()
+            _raise_refusal(self.future.result())
 
     def answer(self, reply: Any) -> None:
         """Take the reply to the call that submits it."""

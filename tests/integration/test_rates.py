@@ -252,3 +252,12 @@ async def test_limits_on_a_cluster(kind: str) -> None:
 def _record(db: Any) -> bytes:
     (catalog,) = db.keys("ks:{*}:catalog")
     return bytes(db.hget(catalog, "m") or b"")
+
+
+async def test_a_submit_that_is_refused_says_so_at_once(client: Any) -> None:
+    await client.store("m", models.affine())
+    await client.set_limits("m", rate=(1, 600))
+    await client.predict("m", X)
+    for _ in range(100):  # the refusal comes by two connections to an AsyncClient, now one first and now the other
+        with pytest.raises(errors.Busy):
+            await client.submit("m", X)
