@@ -33,8 +33,11 @@ def parse_address(url: str) -> Address:
     scheme = url.partition("://")[0].lower()
     if scheme not in _PORTS or ("," not in url and "+" not in scheme):
         return Address(url, (), "")
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
+    # Without the hosts: some versions of Python refuse brackets that do not come first.
+    rest = url.partition("://")[2]
+    ends = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
+    login, at, hosts = rest[:ends].rpartition("@")
+    parts = urlsplit(f"{scheme}://h{rest[ends:]}")
     found = tuple(_host(item, _PORTS[scheme]) for item in hosts.split(",") if item)
     if not found:
         raise BadArg("the address names no host")
