@@ -4,14 +4,12 @@ A queue lies under the tag of the node that took its jobs. When the slot of that
 node's queues moves with it, and the executors of the node that owns the slot now serve them, until they are empty.
 """
 
-import functools
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import hiredis
-import numpy as np
 
 from keyside.executor.peers import on_the_move
 from keyside.executor.protocol import GROUP, claim, device_of
@@ -22,24 +20,12 @@ from keyside.tensorstore.errors import KeysideError, Unreachable
 if TYPE_CHECKING:
     from keyside.executor.worker import Worker
 
-__all__ = ["Strays", "find", "slot_tags"]
+__all__ = ["Strays", "find"]
 
 PRIORITIES = ("", "!H", "!L")
 LOOK = 2000
 BLOCK_MS = 200
 PAUSE_S = 0.1
-
-
-@functools.cache
-def slot_tags() -> list[bytes]:
-    """Return the tags of all slots; as `keys.slot_tag` gives them one by one."""
-    letters = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
-    parts = [np.array([keys.crc16(bytes((x, *(0,) * n))) % keys.SLOTS for x in letters], np.int64) for n in (2, 1, 0)]
-    words = (parts[0][:, None, None] ^ parts[1][None, :, None] ^ parts[2][None, None, :]).ravel()
-    _, first = np.unique(
-        words, return_index=True
-    )  # the CRC is linear: that of a word is the xor of those of its letters
-    return [bytes((letters[n >> 12], letters[n >> 6 & 63], letters[n & 63])) for n in first.tolist()]
 
 
 def find(wire: Wire, slots: Iterable[int], own_tag: bytes, devices: Sequence[str]) -> tuple[list[str], list[bytes]]:
@@ -57,7 +43,7 @@ def find(wire: Wire, slots: Iterable[int], own_tag: bytes, devices: Sequence[str
     Raises:
         Unreachable: the server is gone.
     """
-    tags = [tag for tag in map(slot_tags().__getitem__, slots) if tag != own_tag]
+    tags = [tag for tag in map(keys.slot_tags().__getitem__, slots) if tag != own_tag]
     queues = [f"{device}{priority}" for device in devices for priority in PRIORITIES]
     some: list[bytes] = []
     for start in range(0, len(tags), LOOK):

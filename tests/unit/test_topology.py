@@ -4,7 +4,6 @@ import hiredis
 import pytest
 
 from keyside.executor.peers import moved_to, on_the_move, peer_url
-from keyside.executor.strays import slot_tags
 from keyside.executor.topology import Node, Topology
 from keyside.tensorstore import keys
 
@@ -77,7 +76,7 @@ def test_redirections() -> None:
 
 
 def test_tags_of_all_slots_at_once() -> None:
-    found = slot_tags()
+    found = keys.slot_tags()
     assert len(found) == keys.SLOTS
     for slot in range(0, keys.SLOTS, 37):
         assert found[slot] == keys.slot_tag(slot)
