@@ -137,6 +137,12 @@ class AsyncNodes(ManyNodes, AsyncTransport):
             self._renewing = self.spawn(self._renew_now())
         await asyncio.wait((self._renewing,), timeout=max(min(ends - time.monotonic(), _LOOK_S), 0.0))
 
+    async def look_around(self) -> None:
+        """Find out anew where the servers are."""
+        self._here()
+        self.plan.topology.stale = True
+        await self.refresh(time.monotonic() + _LOOK_S)
+
     async def _renew_now(self) -> None:
         with contextlib.suppress(KeysideError):
             await self._renew()

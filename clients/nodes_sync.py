@@ -129,6 +129,11 @@ class SyncNodes(ManyNodes, SyncTransport):
             self._renew()
         self._look_now()
 
+    def look_around(self) -> None:
+        """Find out anew where the servers are."""
+        self.plan.topology.stale = True
+        self._refresh(time.monotonic() + _LOOK_S)
+
     def _look(self) -> None:
         """See in the background what the nodes have to do."""
         threading.Thread(target=self._look_now, name="keyside-look", daemon=True).start()

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyside.clients.endpoint import Endpoint
-from keyside.clients.places import OneNode
+from keyside.clients.lines_sync import SyncLine
+from keyside.clients.places import LINE_S, OneNode
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, npy, plain
 from keyside.tensorstore.command import Command, Name, to_bytes
@@ -102,6 +103,19 @@ class Pool(OneNode):
             wire.close()
             raise
         self.give(wire)
+
+    def line(self, endpoint: Endpoint) -> SyncLine:
+        """Make a connection to a server for what is said on channels; whoever gets it closes it.
+
+        Raises:
+            KeysideError: it cannot be made.
+        """
+        if self.closed:
+            raise Unreachable("this client is closed")
+        return SyncLine(endpoint, self.idle, min(self.idle, LINE_S))
+
+    def look_around(self) -> None:
+        """Find out anew where the servers are."""
 
     def close(self) -> None:
         """Close the connections."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from keyside.clients.channel import Channel, ignore
 from keyside.clients.endpoint import Endpoint
+from keyside.clients.lines_async import Lines
 from keyside.clients.mailbox import Mailbox
 from keyside.clients.packed import Packed, Packer, Packs
 from keyside.clients.pending import AsyncPending
-from keyside.clients.places import OneNode
 from keyside.clients.request import Identity, Request, process, who_serves
 from keyside.clients.rounds import as_reply
 from keyside.tensorstore import keys, plain
@@ -28,7 +28,7 @@ T = TypeVar("T")
 _BULK_CHANNELS = 3
 
 
-class AsyncTransport(OneNode):
+class AsyncTransport(Lines):
     """Sends commands and requests.
 
     Args:
@@ -37,6 +37,7 @@ class AsyncTransport(OneNode):
     """
 
     def __init__(self, endpoint: Endpoint, idle: float) -> None:
+        super().__init__()
         self.endpoint = endpoint
         self.node = keys.STANDALONE_TAG
         self.idle = idle
@@ -170,6 +171,7 @@ class AsyncTransport(OneNode):
             for channel in self._channels:
                 if channel is not None:
                     channel.close()
+            self.close_lines()
             self._channels = []
             tasks = [*self._connecting.values(), *self._making]
             for task in tasks:

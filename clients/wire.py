@@ -85,6 +85,20 @@ class Wire:
         poll.register(sock, select.POLLIN)
         return not poll.poll(0)
 
+    @property
+    def holds(self) -> bool:
+        """Whether more of what the server has said may be here already, where no look at the socket shows it."""
+        sock = self._open()
+        return self._reader.waiting or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket, to wait for something to read.
+
+        Raises:
+            Unreachable: it is closed.
+        """
+        return self._open().fileno()
+
     def send(self, commands: Sequence[Command[Any]]) -> None:
         """Send commands in one write; `read` gives one reply for each.
 

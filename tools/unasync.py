@@ -28,9 +28,14 @@ NAMES = {
     "AsyncCluster": "SyncCluster",
     "AsyncClient": "Client",
     "AsyncHandle": "Handle",
+    "AsyncLine": "SyncLine",
+    "AsyncListener": "Listener",
     "AsyncInference": "Inference",
     "AsyncModels": "Models",
+    "AsyncSubscription": "Subscription",
     "AsyncTensors": "Tensors",
+    "AsyncTriggers": "Triggers",
+    "AsyncWaiting": "Waiting",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
@@ -40,6 +45,7 @@ NAMES = {
     "anext": "next",
     "asyncio": "time",
     "cluster_async": "cluster_sync",
+    "lines_async": "lines_sync",
     "transport_async": "transport_sync",
 }
 WORDS = {"asyncio client: the source of both": "blocking client", "an asyncio": "a blocking", "an Async": "a Async"}
