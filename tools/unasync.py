@@ -95,7 +95,7 @@ def build() -> dict[Path, str]:
 def _ruff(text: str, path: Path) -> str:
     """Sort imports, take out those that have become doubles, and format."""
     ruff = [sys.executable, "-m", "ruff"]
-    for step in (["check", "--select", "I,F401,F811", "--fix-only", "--quiet"], ["format", "--quiet"]):
+    for step in (["check", "--select", "I,F401,F811,RUF022", "--fix-only", "--quiet"], ["format", "--quiet"]):
         command = [*ruff, *step, "--stdin-filename", str(path), "-"]
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd=ROOT)  # noqa: S603
         if done.returncode:
