@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keyside.clients._async.client import AsyncClient
     from keyside.clients._async.handle import AsyncHandle
+    from keyside.clients._async.subscription import AsyncSubscription
     from keyside.clients._sync.client import Client
     from keyside.clients._sync.handle import Handle
+    from keyside.clients._sync.subscription import Subscription
+    from keyside.clients.events import Event
     from keyside.clients.inputs import Key
+    from keyside.clients.triggers import OnPublish, OnSchedule, OnSet, OnStream, Payload, TriggerInfo, Value
     from keyside.clients.versions import ModelVersion
     from keyside.tensorstore import errors
     from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
+    from keyside.tensorstore.commands_triggers import ListedTrigger, TriggerStats
     from keyside.tensorstore.errors import KeysideError
     from keyside.tensorstore.plain import TensorMeta
     from keyside.tensorstore.records import ModelInfo, Signature, TensorSpec, VersionInfo
@@ -26,18 +31,30 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "AsyncHandle",
+    "AsyncSubscription",
     "Client",
+    "Event",
     "Handle",
     "Key",
     "KeysideError",
     "Limits",
     "ListedModel",
+    "ListedTrigger",
     "ModelInfo",
     "ModelStats",
     "ModelVersion",
+    "OnPublish",
+    "OnSchedule",
+    "OnSet",
+    "OnStream",
+    "Payload",
     "Signature",
+    "Subscription",
     "TensorMeta",
     "TensorSpec",
+    "TriggerInfo",
+    "TriggerStats",
+    "Value",
     "VersionInfo",
     "__version__",
     "errors",
@@ -49,18 +66,30 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncClient": "clients._async.client",
     "AsyncHandle": "clients._async.handle",
+    "AsyncSubscription": "clients._async.subscription",
     "Client": "clients._sync.client",
+    "Event": "clients.events",
     "Handle": "clients._sync.handle",
     "Key": "clients.inputs",
     "KeysideError": "tensorstore.errors",
     "Limits": "tensorstore.commands",
     "ListedModel": "tensorstore.commands",
+    "ListedTrigger": "tensorstore.commands_triggers",
     "ModelInfo": "tensorstore.records",
     "ModelStats": "tensorstore.commands",
     "ModelVersion": "clients.versions",
+    "OnPublish": "clients.triggers",
+    "OnSchedule": "clients.triggers",
+    "OnSet": "clients.triggers",
+    "OnStream": "clients.triggers",
+    "Payload": "clients.triggers",
     "Signature": "tensorstore.records",
+    "Subscription": "clients._sync.subscription",
     "TensorMeta": "tensorstore.plain",
     "TensorSpec": "tensorstore.records",
+    "TriggerInfo": "clients.triggers",
+    "TriggerStats": "tensorstore.commands_triggers",
+    "Value": "clients.triggers",
     "VersionInfo": "tensorstore.records",
 }
 
