@@ -17,6 +17,7 @@ __all__ = [
     "capture",
     "client_ticket",
     "crc16",
+    "fired",
     "gone",
     "mailbox",
     "output",
@@ -168,6 +169,11 @@ def blob_chunk(model: Key, uid: Part, sha256: Part, index: int) -> bytes:
     return private(model, b"blob", uid, sha256, index)
 
 
+def fired(stream: Key, trigger: Part) -> bytes:
+    """Name what says which entries of a stream a trigger has started runs for, in the slot of the stream."""
+    return private(stream, b"fired", trigger)
+
+
 def gone(model: Key, uid: Part) -> bytes:
     """Name what is kept of a deleted model for jobs that were queued before."""
     return private(model, b"gone", uid)
@@ -220,6 +226,14 @@ class NodeKeys:
     def replicator(self) -> bytes:
         """String: the executor that keeps the node's catalog equal to those of other nodes."""
         return self._key(b"replicator")
+
+    def lead(self, trigger: Part) -> bytes:
+        """String: the executor that serves a trigger."""
+        return self._key(b"lead", trigger)
+
+    def trigger_stats(self, trigger: Part) -> bytes:
+        """Hash of the counters of a trigger on this node."""
+        return self._key(b"tstats", trigger)
 
     def jobs(self, device: Part) -> bytes:
         """Stream of the jobs that wait or run on a device queue."""
