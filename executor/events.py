@@ -55,7 +55,7 @@ def values(array: Array) -> list[Any]:
         # float() of a float32 has digits that nobody wrote.
         items = flat.tolist() if array.dtype == np.float64 else [float(str(item)) for item in flat]
         return [item if math.isfinite(item) else str(item) for item in items]
-    return flat.tolist()  # type: ignore[no-any-return]
+    return flat.tolist()
 
 
 def result(job: Job, run: str, target: str, outputs: Sequence[tuple[str, dict[str, Any]]]) -> bytes:

@@ -176,7 +176,7 @@ class Runner:
     def _in_reply(
         self, names: Sequence[str], results: Sequence[Array], elements: int
     ) -> tuple[list[tuple[str, bytes | str]], list[tuple[bytes, bytes, bytes]], list[Any]]:
-        """Return for each output its npy file, or the key where it is staged if it is too large; and what stages those."""
+        """Return for each output its npy file, or the key where it is staged as it is too large; and what does that."""
         values: list[tuple[str, bytes | str]] = []
         outputs: list[tuple[bytes, bytes, bytes]] = []
         staged: list[Any] = []
@@ -197,8 +197,7 @@ class Runner:
         if job.outputs:
             finished = self._to_keys(job, results)
             said = [
-                (name, {"key": key.decode("utf-8", "replace")})
-                for name, key in zip(names, job.outputs, strict=True)
+                (name, {"key": key.decode("utf-8", "replace")}) for name, key in zip(names, job.outputs, strict=True)
             ]
         else:
             values, outputs, staged = self._in_reply(names, results, events.VALUES_MAX)
