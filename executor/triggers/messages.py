@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-__all__ = ["glob_of", "matcher", "of_entry", "of_message"]
+__all__ = ["glob_of", "literally", "matcher", "of_entry", "of_message"]
 
 FIELDS_MAX = 1000
 """Fields of one message that may be variables."""
@@ -54,8 +54,28 @@ def of_entry(entry_id: bytes, fields: Sequence[bytes]) -> dict[bytes, bytes]:
     return variables | {b"id": entry_id}
 
 
-_CAPTURE = re.compile(rb"\{[^{}]+\}")
+_PART = re.compile(rb"\{\{|\}\}|\{[A-Za-z0-9_.:-]+\}|[^{}]+|.", re.DOTALL)
 _SPECIAL = re.compile(rb"[*?\[\]\\^]")
+
+
+def _parts(pattern: bytes) -> list[bytes | None]:
+    """Return the literal texts of a pattern, and None for each capture; `{{` and `}}` are the braces themselves."""
+    parts: list[bytes | None] = []
+    for piece in _PART.findall(pattern):
+        if len(piece) > 2 and piece[:1] == b"{":
+            parts.append(None)
+            continue
+        literal = piece[:1] if piece in (b"{{", b"}}") else piece
+        if parts and parts[-1] is not None:
+            parts[-1] += literal
+        else:
+            parts.append(literal)
+    return parts
+
+
+def literally(text: bytes) -> bytes:
+    """Return the glob that matches this text alone."""
+    return _SPECIAL.sub(rb"\\\g<0>", text)
 
 
 def glob_of(pattern: bytes) -> bytes:
@@ -64,7 +84,7 @@ def glob_of(pattern: bytes) -> bytes:
     Args:
         pattern: literal text with captures `{name}`.
     """
-    return b"*".join(_SPECIAL.sub(rb"\\\g<0>", literal) for literal in _CAPTURE.split(pattern))
+    return b"".join(b"*" if part is None else literally(part) for part in _parts(pattern))
 
 
 @lru_cache(maxsize=1024)
@@ -73,9 +93,11 @@ def matcher(pattern: bytes) -> re.Pattern[bytes]:
 
     A capture matches one byte or more without the literal byte behind it; the last one at the end, all that is left.
     """
-    parts = _CAPTURE.split(pattern)
-    made = re.escape(parts[0])
-    for literal in parts[1:]:
-        made += b"[^" + re.escape(literal[:1]) + b"]+" if literal else b".+"
-        made += re.escape(literal)
+    parts = _parts(pattern)
+    made = b""
+    for part, behind in zip(parts, [*parts[1:], None], strict=True):
+        if part is not None:
+            made += re.escape(part)
+        else:
+            made += b".+" if behind is None else b"[^" + re.escape(behind[:1]) + b"]+"
     return re.compile(made, re.DOTALL)

@@ -7,7 +7,7 @@ import structlog
 
 from keyside.executor.triggers.ear import Topic
 from keyside.executor.triggers.fire import BATCH, Shot, fire
-from keyside.executor.triggers.messages import glob_of, matcher
+from keyside.executor.triggers.messages import glob_of, literally, matcher
 from keyside.executor.triggers.trigger import Trigger
 from keyside.executor.wire import Wire
 
@@ -64,7 +64,7 @@ class Notifications:
 
     def topic(self, trigger: Trigger) -> Topic:
         """Return what to listen to for a trigger."""
-        return Topic(b"PSUBSCRIBE", glob_of(self._prefix) + glob_of(trigger.source))
+        return Topic(b"PSUBSCRIBE", literally(self._prefix) + glob_of(trigger.source))
 
     def note(self, trigger: Trigger, channel: bytes, event: bytes, now: float) -> None:
         """Take note of a notification."""
