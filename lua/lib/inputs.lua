@@ -31,7 +31,7 @@ function inputs.declared(KEYS, key)
   raise('BADARG', "key '" .. args.printable(key) .. "' is used but not among the KEYS of the call")
 end
 
--- The keys behind a word such as OUTPUTS, and the position behind them.
+-- The keys behind a word such as OUTPUTS, and the position behind them. Without KEYS they need not be declared.
 function inputs.keys(KEYS, argv, i, word)
   local count = args.int(argv[i] or '', 1, 1000)
   if not count then
@@ -43,7 +43,9 @@ function inputs.keys(KEYS, argv, i, word)
     if not key then
       raise('BADARG', word .. ' ' .. count .. ': only ' .. (n - 1) .. ' keys follow')
     end
-    inputs.declared(KEYS, key)
+    if KEYS then
+      inputs.declared(KEYS, key)
+    end
     found[n] = key
   end
   return found, i + count + 1

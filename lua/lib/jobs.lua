@@ -40,7 +40,7 @@ end
 
 -- What an executor may give as the name of a device, as the word for a queue (node.queue), and as the id of an entry.
 function jobs.is_device(text)
-  return #text <= 32 and string.find(text, '^[A-Z0-9:_.-]+$') ~= nil
+  return args.is_device(text)
 end
 
 local queue_words, queue_words_count = {}, 0
