@@ -87,8 +87,12 @@ class Ear:
         """Return the descriptor of the connection."""
         return self._wire.fileno()
 
-    def listen_to(self, topics: Iterable[Topic]) -> None:
-        """Be subscribed to these and no others.
+    def listen_to(self, topics: Iterable[Topic], *, mark: bool = False) -> int:
+        """Be subscribed to these and no others; return the last mark.
+
+        Args:
+            topics: what to listen to.
+            mark: set a mark: messages whose own is at least this one came after this call.
 
         Raises:
             Unreachable: the connection is gone.
@@ -97,20 +101,17 @@ class Ear:
         commands = [(_UNDO[topic.how], topic.name) for topic in self._topics - wanted]
         # One channel in each command: those of sharded pub/sub may be of different slots.
         commands += [(topic.how, topic.name) for topic in sorted(wanted - self._topics)]
+        if mark:
+            commands.append(self._ping())
         if commands:
             self._wire.send(commands)
         self._topics = wanted
-
-    def mark(self) -> int:
-        """Return a mark: messages whose own is at least this one came after this call.
-
-        Raises:
-            Unreachable: the connection is gone.
-        """
-        self._sent += 1
-        self._wire.send(((b"PING", b"%d" % self._sent),))
-        self._last_ping = time.monotonic()
         return self._sent
+
+    def _ping(self) -> tuple[bytes, bytes]:
+        self._sent += 1
+        self._last_ping = time.monotonic()
+        return b"PING", b"%d" % self._sent
 
     def hear(self) -> Iterator[Said]:
         """Yield what has been said, without waiting.
@@ -120,7 +121,7 @@ class Ear:
         """
         now = time.monotonic()
         if now - self._last_ping > PING_S:
-            self.mark()
+            self._wire.send((self._ping(),))
         if now - self._last_heard > DEAF_S:
             raise Unreachable("nothing has been heard from the server for long")
         for _ in range(MOST):

@@ -189,15 +189,13 @@ class Keeper(threading.Thread):
         changed = found != self._triggers
         self._triggers = found
         fresh = self._leases.hold(self._own, [name for name, one in found.items() if one.kind != "stream"])
-        self._listen(now)
-        if fresh:
-            mark = self._ear.mark()
-            self._marks.update(dict.fromkeys(fresh, mark))
+        mark = self._listen(now, mark=bool(fresh))
+        self._marks.update(dict.fromkeys(fresh, mark))
         self._follow_schedules()
         if changed or len(self._streams) != sum(one.kind == "stream" for one in found.values()):
             self._follow_streams()
 
-    def _listen(self, now: float) -> None:
+    def _listen(self, now: float, *, mark: bool) -> int:
         by_topic: dict[Topic, list[Trigger]] = {}
         for trigger in self._led:
             if trigger.kind == "publish":
@@ -209,7 +207,7 @@ class Keeper(threading.Thread):
                     self._next_turn_on = now + TURN_ON_S
                     turn_on(self._own)
         self._by_topic = by_topic
-        self._ear.listen_to((NEWS, *by_topic))
+        return self._ear.listen_to((NEWS, *by_topic), mark=mark)
 
     def _follow_schedules(self) -> None:
         led = {trigger.name: trigger for trigger in self._led if trigger.kind == "schedule"}
