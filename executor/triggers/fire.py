@@ -35,7 +35,8 @@ class Answer(NamedTuple):
     """What the server says.
 
     Attributes:
-        status: FIRED, DOUBLE, DROPPED, WAIT, LOST, ERROR; NOTNOW where it could not be asked, and nothing has happened.
+        status: FIRED, DOUBLE, DROPPED, WAIT, LOST or ERROR, as KS_FIRE says; NOTNOW where the server cannot take the call
+            now, FAILED where the function itself fails: then nothing has happened.
         text: more about it.
     """
 
@@ -51,7 +52,7 @@ class Answer(NamedTuple):
     def wait_s(self) -> float:
         """Seconds after which to ask again."""
         try:
-            return min(max(int(self.text), 1), 10_000) / 1000
+            return min(max(int(float(self.text)), 1), 10_000) / 1000
         except ValueError:
             return 0.1
 
@@ -79,9 +80,9 @@ def _read(reply: object) -> Answer:
         first = str(reply).split()[:2]
         if isinstance(error, TryAgain | LibraryMissing | Unreachable) or any(word in _NOT_NOW for word in first):
             return Answer("NOTNOW", str(error))
-        return Answer("ERROR", str(error))
+        return Answer("FAILED", str(error))
     if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
-        return Answer("ERROR", f"KS_FIRE answers {reply!r}")
+        return Answer("FAILED", f"KS_FIRE answers {reply!r}")
     text = reply[1] if len(reply) > 1 else b""
     return Answer(
         reply[0].decode("utf-8", "replace"),

@@ -151,7 +151,7 @@ class Keeper(threading.Thread):
         for reader in self._streams.values():
             if reader.fileno() >= 0:
                 reader.take()
-            reader.turn(self._own, now)
+            reader.turn(self._own, now, server_ms)
         self._wait()
 
     def _wait(self) -> None:
@@ -280,7 +280,7 @@ class Keeper(threading.Thread):
         self._worker.log.warning("messages of triggers may have been lost: the server was away", messages=messages)
 
     def _note(self, answer: Answer) -> None:
-        if answer.status == "ERROR":
+        if answer.status == "FAILED":
             self._worker.log.debug("event of a trigger refused", error=answer.text)
 
 

@@ -82,29 +82,22 @@ class Notifications:
     def turn(self, own: Wire, triggers: Iterable[Trigger], now: float) -> None:
         """Begin the runs that are due.
 
-        A write that has started its run in its own call has left a mark for its notification, which answers DOUBLE. So
-        of several notifications of one key as many are offered as it takes to find one without a mark.
+        A write that has started its run in its own call has left a mark for its notification, which answers DOUBLE: so the
+        server is told how many notifications of a key there were.
 
         Raises:
             KeysideError: the server is gone; nobody knows then which runs have begun, and none is begun again.
         """
         by_name = {trigger.name: trigger for trigger in triggers}
-        ready: list[tuple[tuple[bytes, bytes], int]] = []
-        for noted, (when, count) in self._waiting.items():
+        ready: list[Shot] = []
+        for (name, key), (when, count) in list(self._waiting.items()):
             if when > now or len(ready) >= BATCH:
                 break
-            ready.append((noted, count))
-        for noted, _ in ready:
-            del self._waiting[noted]
-        ready = [(noted, count) for noted, count in ready if noted[0] in by_name]
-        while ready:
-            shots = [Shot(by_name[name], key, (b"key", key)) for (name, key), _ in ready]
-            answers = fire(own, self._consumer, shots)
-            ready = [
-                (noted, count - 1)
-                for (noted, count), answer in zip(ready, answers, strict=True)
-                if answer.status == "DOUBLE" and count > 1
-            ]
+            del self._waiting[name, key]
+            if name in by_name:
+                ready.append(Shot(by_name[name], key, (b"key", key, b"events", b"%d" % count)))
+        if ready:
+            fire(own, self._consumer, ready)
 
     def forget(self) -> None:
         """Drop what was noted."""

@@ -59,17 +59,17 @@ class Schedule:
             return
         if self._round is None:
             wait_ms = int(own.call(b"FCALL", b"KS_TICK", 0, self.trigger.name, self._consumer))
-            if wait_ms > 0:
-                self._next = now + min(wait_ms / 1000, ASK_S)
+            if wait_ms:
+                self._next = now + min(abs(wait_ms) / 1000, ASK_S)
                 return
             self._due = b"%d" % int(server_ms)
             self._round = self._members(own)
             self._left = []
-        self._go_on(own, now)
+        self._go_on(own, now, server_ms)
 
-    def _go_on(self, own: Wire, now: float) -> None:
+    def _go_on(self, own: Wire, now: float, server_ms: float) -> None:
         assert self._round is not None  # noqa: S101
-        room = self._room(own)
+        room = self._room(own, server_ms)
         while len(self._left) < min(room, BATCH) and (member := next(self._round, None)) is not None:
             self._left.append(member)
         if not self._left:
@@ -92,13 +92,10 @@ class Schedule:
         elif any(answer.status == "LOST" for answer in answers):
             self._round = None  # another executor serves the trigger
 
-    def _room(self, own: Wire) -> int:
+    def _room(self, own: Wire, server_ms: float) -> int:
         most = min(WINDOW, self.trigger.inflight or WINDOW)
-        raw = own.call(b"HGET", self._node.trigger_stats(self.trigger.name), b"inflight")
-        try:
-            return most - max(int(raw or 0), 0)
-        except ValueError:
-            return most
+        (under_way,) = own.call_many(((b"ZCOUNT", self._node.inflight(self.trigger.name), b"%d" % server_ms, b"+inf"),))
+        return most - (under_way if isinstance(under_way, int) else 0)
 
     def _members(self, own: Wire) -> Iterator[bytes]:
         if not self.trigger.members:

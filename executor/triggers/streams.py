@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import hiredis
 import structlog
 
-from keyside.executor.triggers.fire import BATCH, Answer, Shot, fire
+from keyside.executor.triggers.fire import BATCH, Shot, fire
 from keyside.executor.triggers.messages import of_entry
 from keyside.executor.triggers.trigger import Trigger
 from keyside.executor.wire import Wire
@@ -29,9 +29,11 @@ LOOK_S = 0.01
 """How long to wait for room."""
 RECOVER_S = 1.0
 TIDY_S = 60.0
+OWN_S = 30.0
 IDLE_MS = 500
 """An entry that a dead executor, or one that took it over, has touched more recently is left alone."""
 GONE_MS = 3_600_000
+LATE_MS = 10_000
 PAGE = 1000
 _OURS = re.compile(rb".+-[0-9a-f]{8}", re.DOTALL)
 
@@ -60,7 +62,7 @@ class StreamReader:
         self._next_count = 0.0
         self._next_recovery = 0.0
         self._next_tidying = 0.0
-        self._own = True  # what an earlier connection may have been given and never got
+        self._next_own = 0.0
         self._said = ""
         self._log = structlog.get_logger()
 
@@ -73,7 +75,7 @@ class StreamReader:
         self._wire.close()
         self._asked = False
         self._held.clear()
-        self._own = True
+        self._next_own = 0.0
 
     def due(self, now: float) -> float:
         """Return in how many seconds there is something to do, as far as is known without new entries."""
@@ -82,19 +84,20 @@ class StreamReader:
             when = min(when, self._not_before)
         return max(0.0, when - now)
 
-    def turn(self, own: Wire, now: float) -> None:
+    def turn(self, own: Wire, now: float, server_ms: float) -> None:
         """Do what there is to do: begin runs, see to what others have left behind, ask for more.
 
         Args:
             own: a connection to the node that nothing is read from in between.
             now: monotonic seconds.
+            server_ms: the server's time.
 
         Raises:
             KeysideError: the server is gone or refuses.
         """
         if now >= self._next_recovery:
             self._next_recovery = now + RECOVER_S
-            self._recover(own, now)
+            self._recover(own, now, server_ms)
         if now < self._not_before:
             return
         while self._held and now >= self._not_before:
@@ -175,20 +178,20 @@ class StreamReader:
         except KeysideError:
             self._held.extendleft(reversed(part))  # those that have begun are DOUBLE
             raise
-        again = [entry for entry, answer in zip(part, answers, strict=True) if not self._ended(answer)]
-        waits = [answer.wait_s for answer in answers if not self._ended(answer)]
+        again, waits = [], []
+        for entry, answer in zip(part, answers, strict=True):
+            if not answer.settled:
+                again.append(entry)
+                waits.append(answer.wait_s)
+            elif answer.status == "FAILED":
+                self._say(answer.text)  # it stays pending, and is looked at again by and by
         self._held.extendleft(reversed(again))
         if waits:
             self._not_before = now + max(min(waits), 0.002)
 
-    @staticmethod
-    def _ended(answer: Answer) -> bool:
-        """Whether the entry need not be offered again: its run has begun, or it is somebody else's."""
-        return answer.settled and not (answer.status == "DROPPED" and answer.text.startswith("PAUSED"))
-
     # --- what others, or an earlier connection, have left behind
 
-    def _recover(self, own: Wire, now: float) -> None:
+    def _recover(self, own: Wire, now: float, server_ms: float) -> None:
         trigger = self.trigger
         (consumers,) = own.call_many(((b"XINFO", b"CONSUMERS", trigger.source, trigger.group),))
         if isinstance(consumers, hiredis.ReplyError):
@@ -199,31 +202,36 @@ class StreamReader:
         others = [one for one in found if one[b"name"] != self._consumer and _OURS.fullmatch(one[b"name"])]
         alive = own.call_many([(b"EXISTS", self._node.executor(one[b"name"])) for one in others])
         dead = [one for one, there in zip(others, alive, strict=True) if there == 0]
-        if self._own:
-            self._own = False
-            self._adopt(own, self._consumer, 0)
+        if now >= self._next_own:
+            # What an earlier connection was given and never got, and what has begun a run that was lost.
+            self._next_own = now + OWN_S
+            self._adopt(own, self._consumer, 0, server_ms)
         for one in dead:
             if one[b"pending"]:
-                self._adopt(own, one[b"name"], IDLE_MS)
+                self._adopt(own, one[b"name"], IDLE_MS, server_ms)
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_S
             for one in dead:
                 if not one[b"pending"] and one[b"idle"] > GONE_MS:
                     own.call_many(((b"XGROUP", b"DELCONSUMER", trigger.source, trigger.group, one[b"name"]),))
 
-    def _adopt(self, own: Wire, consumer: bytes, idle_ms: int) -> None:
+    def _adopt(self, own: Wire, consumer: bytes, idle_ms: int, server_ms: float) -> None:
         """Take over entries of a consumer that have begun no run and that nobody has touched for `idle_ms`."""
         trigger = self.trigger
         fired = keys.fired(trigger.source, trigger.name)
         start = b"-"
+        held = {entry_id for entry_id, _ in self._held}
         while WINDOW - len(self._held) > 0:
             listed = own.call(b"XPENDING", trigger.source, trigger.group, start, b"+", PAGE, consumer)
             if not listed:
                 return
             ids = [bytes(one[0]) for one in listed]
             begun = own.call(b"HMGET", fired, *ids)
-            left = [entry_id for entry_id, job in zip(ids, begun, strict=True) if job is None]
-            left = left[: WINDOW - len(self._held)]
+            left = [
+                entry_id
+                for entry_id, mark in zip(ids, begun, strict=True)
+                if entry_id not in held and not _under_way(mark, server_ms)
+            ][: WINDOW - len(self._held)]
             if left:
                 claimed = own.call(b"XCLAIM", trigger.source, trigger.group, self._consumer, idle_ms, *left)
                 self._held.extend((one[0], one[1]) for one in claimed if one and one[1] is not None)
@@ -274,6 +282,14 @@ class StreamReader:
                 own.call_many(((b"XGROUP", b"DELCONSUMER", trigger.source, trigger.group, self._consumer),))
         except KeysideError:
             return
+
+
+def _under_way(mark: bytes | None, server_ms: float) -> bool:
+    """Whether the run that an entry has begun may not have ended yet; `mark`: `job deadline`."""
+    try:
+        return mark is not None and float(mark.rpartition(b" ")[2]) + LATE_MS > server_ms
+    except ValueError:
+        return False
 
 
 def _text(raw: bytes) -> str:
