@@ -1,10 +1,10 @@
---- AI_TENSORSET: write a tensor that is given as bytes or as decimal numbers.
+--- AI_TENSORSET: write a tensor that is given as bytes or as decimal numbers, and start the runs of triggers ON SET.
 -- KEYS[1] key            the tensor; what is there must be a tensor too, and goes with its TTL
 -- ARGV[1] dtype          one of the names of the dtype table
 -- ARGV[2..] arguments    dim... [BLOB bytes | VALUES value...]; without data zeros or empty strings
 -- Returns: OK
--- Errors: BADARG BADVALUE TOOBIG WRONGTYPE
--- Flags: none
+-- Errors: BADARG BADVALUE TOOBIG WRONGTYPE BUSY OOM NOPERM TRYAGAIN
+-- Flags: allow-cross-slot-keys
 
 -- Shape, and the index in argv of what follows it.
 local function tensorset_shape(argv)
@@ -110,6 +110,11 @@ local function AI_TENSORSET(KEYS, ARGV)
     data, width = tensorset_zeros(dtype, count)
   end
   local descr = dtype.kind == 'string' and dtype.descr .. width or dtype.descr
+  local own = node.keys()
+  local list = onset.all(own)
   redis.call('SET', key, npy.header(descr, shape) .. data)
+  if list then
+    onset.changed(own, list, key, {}, true)
+  end
   return redis.status_reply('OK')
 end

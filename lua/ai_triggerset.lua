@@ -292,6 +292,9 @@ local function triggerset_run(spec, own)
     list[n] = triggerset_template(text, known)
   end
   local request = triggerset_request(list, triggerset_all('1'))
+  if request.owns and spec.on == 'set' then
+    raise('BADARG', 'OWN would take away a tensor that other triggers may need: name it with KEY or REF')
+  end
   if spec.results then
     local parts = triggerset_template(spec.results, spec.on == 'set' and known or {})
     if spec.on == 'set' and own.clustered and not templates.varies(parts) then

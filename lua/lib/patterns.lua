@@ -7,7 +7,7 @@ local patterns = {}
 
 patterns.MAX_CAPTURES = 4
 patterns.MAX_BYTES = 512
-local MAX_STEPS = 200000 -- of a comparison
+local PATTERN_STEPS = 200000 -- of a comparison
 
 -- Parts as of templates.compile, or nil and what is wrong.
 function patterns.compile(text)
@@ -66,7 +66,7 @@ function patterns.match(parts, key)
 end
 
 -- The parts as a list of single bytes, and tables { not = byte } for runs.
-local function steps_of(parts, excluded)
+local function pattern_steps(parts, excluded)
   local steps = {}
   for n, part in ipairs(parts) do
     if type(part) == 'table' then
@@ -81,7 +81,7 @@ local function steps_of(parts, excluded)
 end
 
 -- What the byte behind each capture is.
-local function excluded_by(parts)
+local function pattern_excluded(parts)
   local found = {}
   for n, part in ipairs(parts) do
     if type(part) == 'table' and parts[n + 1] then
@@ -91,7 +91,7 @@ local function excluded_by(parts)
   return found
 end
 
-local function meet(one, other)
+local function pattern_meet(one, other)
   if type(one) == 'string' and type(other) == 'string' then
     return one == other
   elseif type(one) == 'string' then
@@ -105,8 +105,8 @@ end
 -- Whether a template, filled with captures of a key that matches, may give a key that matches too; true where that takes too
 -- long to find out. Both are seen as chains of states, each step one byte: who can reach the end of both?
 function patterns.may_match(pattern, template)
-  local excluded = excluded_by(pattern)
-  local one, other = steps_of(pattern, excluded), steps_of(template, excluded)
+  local excluded = pattern_excluded(pattern)
+  local one, other = pattern_steps(pattern, excluded), pattern_steps(template, excluded)
   local seen, todo, count = { [0] = true }, { { 1, 1 } }, 0
   local width = #other + 2
   while #todo > 0 do
@@ -115,10 +115,10 @@ function patterns.may_match(pattern, template)
       return true
     end
     count = count + 1
-    if count > MAX_STEPS then
+    if count > PATTERN_STEPS then
       return true
     end
-    if i <= #one and j <= #other and meet(one[i], other[j]) then
+    if i <= #one and j <= #other and pattern_meet(one[i], other[j]) then
       -- A run may go on, or end with this byte.
       for a = (type(one[i]) == 'table' and 0 or 1), 1 do
         for b = (type(other[j]) == 'table' and 0 or 1), 1 do

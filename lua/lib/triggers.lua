@@ -7,13 +7,13 @@ triggers.MAX_ONSET = 64 -- of those that fire when a key is set: each write look
 triggers.REV = '@' -- field of the hash of those that changes with it; no trigger is called so
 triggers.KINDS = { publish = true, set = true, stream = true, schedule = true }
 
-local parsed, parsed_count = {}, 0
+local decoded, decoded_count = {}, 0
 
-local function is_count(number)
+local function trigger_count(number)
   return number == nil or (type(number) == 'number' and number >= 1 and number <= args.MAX_INT and number % 1 == 0)
 end
 
-local function is_texts(list, least)
+local function trigger_texts(list, least)
   if type(list) ~= 'table' or #list < least then
     return false
   end
@@ -25,43 +25,43 @@ local function is_texts(list, least)
   return true
 end
 
-local function is_rate(rate)
-  return rate == nil or (type(rate) == 'table' and rate[1] ~= nil and rate[2] ~= nil and is_count(rate[1]) and is_count(rate[2]))
+local function trigger_rate(rate)
+  return rate == nil or (type(rate) == 'table' and rate[1] ~= nil and rate[2] ~= nil and trigger_count(rate[1]) and trigger_count(rate[2]))
 end
 
-local TEXTS = { 'key', 'uid', 'state', 'source', 'channel', 'group', 'from', 'onerror' }
+local TRIGGER_TEXTS = { 'key', 'uid', 'state', 'source', 'channel', 'group', 'from', 'onerror' }
 
 -- Another client may have written anything there.
-local function is_record(record)
+local function is_trigger_record(record)
   if type(record) ~= 'table' or record.kind ~= 'trigger' or not triggers.KINDS[record.on] then
     return false
   end
-  for _, name in ipairs(TEXTS) do
+  for _, name in ipairs(TRIGGER_TEXTS) do
     if type(record[name]) ~= 'string' then
       return false
     end
   end
-  return is_texts(record.run, 4) and (record.keys == nil or is_texts(record.keys, 1))
+  return trigger_texts(record.run, 4) and (record.keys == nil or trigger_texts(record.keys, 1))
     and (record.results == nil or type(record.results) == 'string') and (record.members == nil or type(record.members) == 'string')
-    and is_count(record.maxlen) and is_count(record.inflight) and is_count(record.ttl) and is_count(record.every) and is_rate(record.rate)
+    and trigger_count(record.maxlen) and trigger_count(record.inflight) and trigger_count(record.ttl) and trigger_count(record.every) and trigger_rate(record.rate)
 end
 
 -- A record as a table, which may keep what is made of it; nil if it is none.
 function triggers.decode(raw)
-  local record = parsed[raw]
+  local record = decoded[raw]
   if record then
     return record
   end
   local ok
   ok, record = pcall(cjson.decode, raw)
-  if not ok or not is_record(record) then
+  if not ok or not is_trigger_record(record) then
     return nil
   end
-  if parsed_count >= 256 then
-    parsed, parsed_count = {}, 0
+  if decoded_count >= 256 then
+    decoded, decoded_count = {}, 0
   end
-  parsed[raw] = record
-  parsed_count = parsed_count + 1
+  decoded[raw] = record
+  decoded_count = decoded_count + 1
   return record
 end
 
