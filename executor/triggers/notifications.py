@@ -82,8 +82,8 @@ class Notifications:
     def turn(self, own: Wire, triggers: Iterable[Trigger], now: float) -> None:
         """Begin the runs that are due.
 
-        A write that has started its run in its own call has left a mark for its notification, which answers DOUBLE: so the
-        server is told how many notifications of a key there were.
+        A write that has started its run in its own call has left a mark for its notification: so the server is told how
+        many notifications of a key there were.
 
         Raises:
             KeysideError: the server is gone; nobody knows then which runs have begun, and none is begun again.

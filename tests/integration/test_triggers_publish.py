@@ -16,7 +16,7 @@ ON = ("PUBLISH", "in")
 
 
 @pytest.fixture
-def run(executor: Executor, db: Any) -> Iterator[Any]:  # noqa: ARG001
+def run(executor: Executor, db: Any) -> Iterator[Any]:
     """A client of a server whose executor has a model `echo`."""
     raw.store(db, "echo", models.echo_int64())
     yield db
@@ -184,7 +184,7 @@ def test_flushall_and_a_lost_library(run: Any, server: Server) -> None:
     set_trigger(run, "t", ON, ("echo", "INPUTS", 1, "VALUE", "{payload}"))
     wait_for_listener(run, "in")
     run.function_flush()
-    wait_until(lambda: run.function_list(), "the library is there again")
+    wait_until(run.function_list, "the library is there again")
     with Channel(server, "t") as channel:
         wait_for_listener(run, "in")
         run.publish("in", tensor(4))

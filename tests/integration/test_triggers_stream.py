@@ -16,7 +16,7 @@ OUT = ("RESULTS", "out")
 
 
 @pytest.fixture
-def run(executor: Executor, db: Any) -> Iterator[Any]:  # noqa: ARG001
+def run(executor: Executor, db: Any) -> Iterator[Any]:
     """A client of a server whose executor has a model `echo`."""
     raw.store(db, "echo", models.echo_int64())
     yield db
