@@ -137,7 +137,8 @@ local function firing_live(own, record, source, now)
   return live
 end
 
-local function firing_expire(name, ms)
+-- Let a key live at least until then.
+function firing.keep(name, ms)
   ms = ('%.0f'):format(ms)
   if redis.call('PTTL', name) < 0 then
     redis.call('PEXPIREAT', name, ms)
@@ -205,12 +206,12 @@ function firing.start(own, record, vars, source, chain, later)
     end
   end
   redis.call('ZADD', own.inflight .. record.key, ('%.0f'):format(deadline + jobs.REPLY_GRACE_MS), id)
-  firing_expire(own.inflight .. record.key, deadline + jobs.REPLY_GRACE_MS)
+  firing.keep(own.inflight .. record.key, deadline + jobs.REPLY_GRACE_MS)
   if live then
     local back = live[2] and string.match(live[2], '^%S+')
     live[live[1] and 2 or 1] = id .. ' ' .. ('%.0f'):format(deadline)
     redis.call('HSET', own.latest .. record.key, firing_lane(record, source), table.concat(live, ' '))
-    firing_expire(own.latest .. record.key, deadline + jobs.REPLY_GRACE_MS)
+    firing.keep(own.latest .. record.key, deadline + jobs.REPLY_GRACE_MS)
     later[#later + 1] = function()
       if back and firing_back(own, record, back) then
         events.count(own, record.key, 'coalesced')
