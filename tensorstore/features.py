@@ -60,7 +60,7 @@ class Hash(Feature):
     keys: Name | Sequence[Name]
     fields: Name | Sequence[Name]
     dtype: str | None = "FLOAT"
-    default: Value | Sequence[Value] | None = None
+    default: Value | Sequence[Value] | NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         names = _names(self.keys, "a hash")
@@ -85,7 +85,7 @@ class Numbers(Feature):
 
     keys: Name | Sequence[Name]
     dtype: str | None = "FLOAT"
-    default: Value | Sequence[Value] | None = None
+    default: Value | Sequence[Value] | NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         names = _names(self.keys, "a key")
@@ -163,7 +163,7 @@ class Rows(Feature):
     """
 
     key: Name
-    indices: int | str | Sequence[int | str] | NDArray[np.integer[Any]]
+    indices: int | str | Sequence[int | np.integer[Any] | str] | NDArray[np.integer[Any]]
 
     def __post_init__(self) -> None:
         (name,) = _names(self.key, "a tensor", one=True)

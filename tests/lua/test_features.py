@@ -59,31 +59,34 @@ def gathered(hand: Hand, *spec: Any, target: str = "free") -> np.ndarray[Any, An
 
 
 CASES: list[tuple[tuple[Any, ...], Any]] = [
-    (("HASH", "FLOAT", 1, "user:1", 2, "age", "score"), np.float32([[41, -0.5]])),
-    (("hash", "float", 1, "user:1", 1, "income"), np.float32([[1000]])),
-    (("HASH", "DOUBLE", 2, "user:1", "user:2", 2, "income", "score"), np.float64([[1000, -0.5], [np.nan, np.inf]])),
-    (("HASH", "INT64", 2, "user:2", "user:1", 1, "age"), np.int64([[7], [41]])),
-    (("HASH", "FLOAT16", 1, "user:1", 2, "none", "age", "DEFAULT", "1.5"), np.float16([[1.5, 41]])),
-    (("HASH", "UINT8", 1, "user:1", 3, "age", "no", "none", "DEFAULTS", 3, 1, 2, 3), np.uint8([[41, 2, 3]])),
-    (("HASH", "INT32", 2, "user:1", "nobody", 1, "age", "DEFAULT", "-1"), np.int32([[41], [-1]])),
+    (("HASH", "FLOAT", 1, "user:1", 2, "age", "score"), np.array([[41, -0.5]], np.float32)),
+    (("hash", "float", 1, "user:1", 1, "income"), np.array([[1000]], np.float32)),
+    (
+        ("HASH", "DOUBLE", 2, "user:1", "user:2", 2, "income", "score"),
+        np.array([[1000, -0.5], [np.nan, np.inf]], np.float64),
+    ),
+    (("HASH", "INT64", 2, "user:2", "user:1", 1, "age"), np.array([[7], [41]], np.int64)),
+    (("HASH", "FLOAT16", 1, "user:1", 2, "none", "age", "DEFAULT", "1.5"), np.array([[1.5, 41]], np.float16)),
+    (("HASH", "UINT8", 1, "user:1", 3, "age", "no", "none", "DEFAULTS", 3, 1, 2, 3), np.array([[41, 2, 3]], np.uint8)),
+    (("HASH", "INT32", 2, "user:1", "nobody", 1, "age", "DEFAULT", "-1"), np.array([[41], [-1]], np.int32)),
     (("HASH", "STRING", 2, "user:1", "user:2", 1, "name"), np.array([[b"Ada"], [b"Jo"]])),
     (("HASH", "STRING", 1, "nobody", 2, "a", "b", "DEFAULTS", 2, "", "DEFAULT"), np.array([[b"", b"DEFAULT"]])),
-    (("LIST", "FLOAT", "list", 0, -1), np.float32([[1, 2.5, -3, 4, 5]])),
-    (("LIST", "DOUBLE", "list", -2, -1), np.float64([[4, 5]])),
-    (("LIST", "INT8", "list", 3, 100), np.int8([[4, 5]])),
-    (("LIST", "FLOAT", "list", -100, 0), np.float32([[1]])),
+    (("LIST", "FLOAT", "list", 0, -1), np.array([[1, 2.5, -3, 4, 5]], np.float32)),
+    (("LIST", "DOUBLE", "list", -2, -1), np.array([[4, 5]], np.float64)),
+    (("LIST", "INT8", "list", 3, 100), np.array([[4, 5]], np.int8)),
+    (("LIST", "FLOAT", "list", -100, 0), np.array([[1]], np.float32)),
     (("LIST", "FLOAT", "list", 4, 3), np.zeros((1, 0), np.float32)),
     (("LIST", "FLOAT", "list", 9, 12), np.zeros((1, 0), np.float32)),
     (("LIST", "STRING", "words", 0, 1), np.array([[b"one", b"two"]])),
-    (("ZSET", "DOUBLE", "zset", 0, -1, "SCORES"), np.float64([[1, 2.5, 1e17, np.inf]])),
-    (("ZSET", "INT64", "zset", 2, 2, "SCORES"), np.int64([[10**17]])),
+    (("ZSET", "DOUBLE", "zset", 0, -1, "SCORES"), np.array([[1, 2.5, 1e17, np.inf]], np.float64)),
+    (("ZSET", "INT64", "zset", 2, 2, "SCORES"), np.array([[10**17]], np.int64)),
     (("ZSET", "UINT64", "zset", -1, 0, "SCORES"), np.zeros((1, 0), np.uint64)),
-    (("ZSET", "FLOAT", "zset", 0, 1, "SCORES", "REV"), np.float32([[np.inf, 1e17]])),
+    (("ZSET", "FLOAT", "zset", 0, 1, "SCORES", "REV"), np.array([[np.inf, 1e17]], np.float32)),
     (("ZSET", "STRING", "zset", 0, 1, "MEMBERS", "REV"), np.array([[b"d", b"c"]])),
     (("ZSET", "STRING", "zset", 0, -3, "members"), np.array([[b"a", b"b"]])),
-    (("NUMBERS", "FLOAT", 2, "n1", "n2"), np.float32([[1, -2.5]])),
+    (("NUMBERS", "FLOAT", 2, "n1", "n2"), np.array([[1, -2.5]], np.float32)),
     (("NUMBERS", "BOOL", 1, "n1"), np.array([[True]])),
-    (("NUMBERS", "INT16", 2, "n1", "none", "DEFAULT", 0), np.int16([[1, 0]])),
+    (("NUMBERS", "INT16", 2, "n1", "none", "DEFAULT", 0), np.array([[1, 0]], np.int16)),
     (("NUMBERS", "STRING", 1, "empty"), np.array([[b""]])),
     (("ROWS", "table", 2, 3, 0), TABLE[[3, 0]]),
     (("ROWS", "table", 3, 1, 1, 1), TABLE[[1, 1, 1]]),
@@ -188,7 +191,7 @@ def test_several_inputs_by_name(hand: Hand) -> None:
     hand.beat("e1")
     hand.store("two", signature=TWO)
     hand.do("HSET", "h", "x", "1", "y", "2")
-    hand.do("SET", "b", npy.to_bytes(np.int64([5])))
+    hand.do("SET", "b", npy.to_bytes(np.array([5], np.int64)))
     hand.fcall(
         "AI_PREDICT", ["h", "b"], "two", "INPUTS", 2, "KEY", "b", "HASH", "FLOAT", 1, "h", 2, "x", "y",
         "DEFAULT", 0, "NAMES", 2, "b", "a", "TIMEOUT", 1000,
