@@ -220,15 +220,21 @@ local function triggerset_rights(spec, list)
   local request = triggerset_request(list, triggerset_all(PROBE))
   local name = string.match(request.target, '^[^@]*')
   triggerset_may(redis.acl_check_cmd('HGET', name, 'type'), "use model '" .. args.printable(name) .. "'")
-  for _, input in ipairs(request.inputs) do
-    for _, key in ipairs(input.keys or (input.mode ~= 'VALUE' and { input.data } or {})) do
-      triggerset_may(redis.acl_check_cmd('GETRANGE', key, '0', '0'), "read key '" .. args.printable(key) .. "'")
-      triggerset_may(input.mode ~= 'OWN' or redis.acl_check_cmd('UNLINK', key), "take away key '" .. args.printable(key) .. "'")
+  firing.each_key(request, function(key, mode, word)
+    local shown = "key '" .. args.printable(key) .. "'"
+    if mode == 'SET' then
+      triggerset_may(redis.acl_check_cmd('SET', key, ''), 'SET ' .. shown)
+    elseif word == 'HASH' then
+      triggerset_may(redis.acl_check_cmd('HMGET', key, 'f'), 'read ' .. shown)
+    elseif word == 'LIST' then
+      triggerset_may(redis.acl_check_cmd('LRANGE', key, '0', '0'), 'read ' .. shown)
+    elseif word == 'ZSET' then
+      triggerset_may(redis.acl_check_cmd('ZRANGE', key, '0', '0'), 'read ' .. shown)
+    else
+      triggerset_may(redis.acl_check_cmd('GETRANGE', key, '0', '0'), 'read ' .. shown)
+      triggerset_may(mode ~= 'OWN' or redis.acl_check_cmd('UNLINK', key), 'take away ' .. shown)
     end
-  end
-  for _, key in ipairs(request.outputs or {}) do
-    triggerset_may(redis.acl_check_cmd('SET', key, ''), "SET key '" .. args.printable(key) .. "'")
-  end
+  end)
   triggerset_may(redis.acl_check_cmd('PUBLISH', spec.channel, ''), "publish on channel '" .. args.printable(spec.channel) .. "'")
   if spec.results then
     local key = templates.fill(triggerset_template(spec.results), triggerset_all(PROBE))

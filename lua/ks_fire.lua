@@ -115,6 +115,7 @@ local function KS_FIRE(_, ARGV)
   local status, text, deadline = firing.start(own, record, vars, source, {}, later)
   if status == 'FIRED' and mark then
     redis.call('HSET', mark, source, text .. ' ' .. ('%.0f'):format(deadline))
+    firing.keep(mark, deadline + jobs.REPLY_GRACE_MS)
   end
   firing.settle(later)
   return fire_outcome(own, record, source, status, text)

@@ -2,8 +2,9 @@
 
     KeysideError
     +-- CallerError         the call was wrong: change it
-    |   +-- BadArg, BadNpy, BadValue, TooBig, NoTensor, WrongType, NoModel, ModelFailed, BadInput,
-    |       BadDtype, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost, NoTrigger, Loop
+    |   +-- BadArg, BadNpy, BadValue, TooBig, NoTensor, NoFeature, WrongType, NoModel, ModelFailed,
+    |       BadInput, BadDtype, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost,
+    |       NoTrigger, Loop
     +-- StateError          the call may be right, the server cannot take it now
     |   +-- Busy, OutOfMemory, TryAgain, InputLost, LibraryMissing, LibraryTooOld
     +-- TransportError      no answer was received
@@ -41,6 +42,7 @@ __all__ = [
     "LibraryTooOld",
     "Loop",
     "ModelFailed",
+    "NoFeature",
     "NoModel",
     "NoPerm",
     "NoTensor",
@@ -140,6 +142,12 @@ class NoTensor(CallerError):
     """A key that should hold a tensor does not exist or holds something else."""
 
     code = "NOTENSOR"
+
+
+class NoFeature(CallerError):
+    """A hash, a field of it, or another key from which an input is to be gathered does not exist."""
+
+    code = "NOFEATURE"
 
 
 class WrongType(CallerError):
@@ -296,7 +304,7 @@ CODES: dict[str, type[KeysideError]] = {
     cls.code: cls
     for cls in (
         *(BadArg, BadNpy, BadValue, TooBig, NoTensor, WrongType, NoModel, ModelFailed, BadInput, BadDtype),
-        *(BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost, NoTrigger, Loop),
+        *(NoFeature, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost, NoTrigger, Loop),
         *(Busy, OutOfMemory, TryAgain, InputLost, LibraryMissing, LibraryTooOld),
         *(Unreachable, RunFailed, TimedOut, DeadLetter, Cancelled, ServerError),
     )

@@ -35,8 +35,8 @@ class Answer(NamedTuple):
     """What the server says.
 
     Attributes:
-        status: FIRED, DOUBLE, DROPPED, WAIT, LOST or ERROR, as KS_FIRE says; NOTNOW where the server cannot take it now,
-            FAILED where the function itself fails: then nothing has happened.
+        status: FIRED, DOUBLE, DROPPED, WAIT, LOST or ERROR, as KS_FIRE says. NOTNOW: the server cannot take it now;
+            FAILED: the function fails; in both cases nothing has happened.
         text: more about it.
     """
 

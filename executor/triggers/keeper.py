@@ -189,13 +189,13 @@ class Keeper(threading.Thread):
         changed = found != self._triggers
         self._triggers = found
         fresh = self._leases.hold(self._own, [name for name, one in found.items() if one.kind != "stream"])
-        mark = self._listen(now, mark=bool(fresh))
+        mark = self._listen(now, fresh)
         self._marks.update(dict.fromkeys(fresh, mark))
         self._follow_schedules()
         if changed or len(self._streams) != sum(one.kind == "stream" for one in found.values()):
             self._follow_streams()
 
-    def _listen(self, now: float, *, mark: bool) -> int:
+    def _listen(self, now: float, fresh: set[bytes]) -> int:
         by_topic: dict[Topic, list[Trigger]] = {}
         for trigger in self._led:
             if trigger.kind == "publish":
@@ -203,11 +203,11 @@ class Keeper(threading.Thread):
                 by_topic.setdefault(Topic(how, trigger.source), []).append(trigger)
             elif trigger.kind == "set":
                 by_topic.setdefault(self._notifications.topic(trigger), []).append(trigger)
-                if now >= self._next_turn_on:
+                if now >= self._next_turn_on or trigger.name in fresh:
                     self._next_turn_on = now + TURN_ON_S
                     turn_on(self._own)
         self._by_topic = by_topic
-        return self._ear.listen_to((NEWS, *by_topic), mark=mark)
+        return self._ear.listen_to((NEWS, *by_topic), mark=bool(fresh))
 
     def _follow_schedules(self) -> None:
         led = {trigger.name: trigger for trigger in self._led if trigger.kind == "schedule"}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-__all__ = ["glob_of", "literally", "matcher", "of_entry", "of_message"]
+__all__ = ["glob_of", "literally", "matcher", "of_entry", "of_message", "variables_of"]
 
 FIELDS_MAX = 1000
 """Fields of one message that may be variables."""
@@ -71,6 +71,12 @@ def _parts(pattern: bytes) -> list[bytes | None]:
         else:
             parts.append(literal)
     return parts
+
+
+def variables_of(text: bytes) -> tuple[bytes, ...]:
+    """Return the names of the variables in a template, each once."""
+    names = [piece[1:-1] for piece in _PART.findall(text) if len(piece) > 2 and piece[:1] == b"{"]
+    return tuple(dict.fromkeys(names))
 
 
 def literally(text: bytes) -> bytes:

@@ -271,7 +271,9 @@ class StreamReader:
         if isinstance(about, hiredis.ReplyError):
             return b"0" if "no such key" in str(about) else b"$"
         last = bytes(dict(zip(about[::2], about[1::2], strict=True)).get(b"last-generated-id", b"0-0"))
-        return b"%d-0" % trigger.created if int(last.partition(b"-")[0]) >= trigger.created else b"$"
+        if int(last.partition(b"-")[0]) < trigger.created:
+            return b"$"
+        return b"%d-%d" % (trigger.created - 1, 2**64 - 1)  # those of the same millisecond count
 
     def leave(self, own: Wire) -> None:
         """Take this executor's name out of the group, if nothing is pending for it."""

@@ -5,7 +5,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
+from keyside.executor.triggers.messages import variables_of
+
 __all__ = ["KINDS", "Trigger"]
+
+SHOWN = 20
+"""Variables that an error names at most."""
 
 KINDS = ("publish", "set", "stream", "schedule")
 
@@ -27,7 +32,7 @@ class Trigger:
         members: the key that holds the members of a schedule; empty: `keys` are they.
         keys: the members of a schedule.
         inflight: runs that may be under way at a time; 0: no bound of the trigger's own.
-        texts: what its templates look like, all together: variables that do not occur in it need not be sent.
+        needs: the variables of its templates.
     """
 
     name: bytes
@@ -42,7 +47,7 @@ class Trigger:
     members: bytes = b""
     keys: tuple[bytes, ...] = ()
     inflight: int = 0
-    texts: bytes = b""
+    needs: tuple[bytes, ...] = ()
 
     @classmethod
     def read(cls, name: bytes, raw: bytes) -> Self | None:
@@ -58,17 +63,22 @@ class Trigger:
                 record.get("state") == "paused", bool(record.get("sharded")), group,
                 _bytes(record.get("from") or "$"), int(record.get("created") or 0), _bytes(record.get("members") or ""),
                 tuple(map(_bytes, record.get("keys") or ())), int(record.get("inflight") or 0),
-                b"\0".join(map(_bytes, record.get("run") or ())),
+                variables_of(b"\0".join(map(_bytes, record.get("run") or ()))),
             )  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def wants(self, variables: Mapping[bytes, bytes]) -> list[bytes]:
-        """Return the names and values of the variables that its templates use, one after the other."""
+        """Return the names and values of the variables that its templates use, one after the other.
+
+        Where one is missing, all of them, for the error names what there is; the values cannot matter then.
+        """
         flat: list[bytes] = []
-        for name, value in variables.items():
-            if b"{%b}" % name in self.texts:
-                flat += (name, value)
+        for name in self.needs:
+            value = variables.get(name)
+            if value is None:
+                return [part for other in list(variables)[:SHOWN] for part in (other, b"")]
+            flat += (name, value)
         return flat
 
 

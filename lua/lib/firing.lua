@@ -65,32 +65,31 @@ local function firing_argv(record, vars)
   return argv
 end
 
--- The keys that a request touches.
-local function firing_keys(request)
-  local found = {}
+-- Call what(key, mode, word) for each key that a request touches; mode SET for outputs, GATHER with its word for features.
+function firing.each_key(request, what)
   for _, input in ipairs(request.inputs) do
-    if input.keys then
-      for _, key in ipairs(input.keys) do
-        found[#found + 1] = key
+    local data = input.data
+    if input.mode == 'GATHER' then
+      for n = data.key, data.key + data.keys - 1 do
+        what(data.argv[n], 'GATHER', data.word)
       end
     elseif input.mode ~= 'VALUE' then
-      found[#found + 1] = input.data
+      what(data, input.mode)
     end
   end
   for _, key in ipairs(request.outputs or {}) do
-    found[#found + 1] = key
+    what(key, 'SET')
   end
-  return found
 end
 
 -- All that belongs to an event is done by one node in one step, wherever slots move meanwhile.
 local function firing_slots(record, source, request)
   local place = triggers.place(record) or source
-  for _, key in ipairs(firing_keys(request)) do
+  firing.each_key(request, function(key)
     if not keys.together(place, key) then
       raise('CROSSSLOT', "key '" .. args.printable(key) .. "' is not in the slot of '" .. args.printable(place) .. "': give both the same hash tag")
     end
-  end
+  end)
 end
 
 -- Submit the run. Returns the id of the job, and the request.
@@ -137,7 +136,8 @@ local function firing_live(own, record, source, now)
   return live
 end
 
-local function firing_expire(name, ms)
+-- Let a key live at least until then.
+function firing.keep(name, ms)
   ms = ('%.0f'):format(ms)
   if redis.call('PTTL', name) < 0 then
     redis.call('PEXPIREAT', name, ms)
@@ -205,12 +205,12 @@ function firing.start(own, record, vars, source, chain, later)
     end
   end
   redis.call('ZADD', own.inflight .. record.key, ('%.0f'):format(deadline + jobs.REPLY_GRACE_MS), id)
-  firing_expire(own.inflight .. record.key, deadline + jobs.REPLY_GRACE_MS)
+  firing.keep(own.inflight .. record.key, deadline + jobs.REPLY_GRACE_MS)
   if live then
     local back = live[2] and string.match(live[2], '^%S+')
     live[live[1] and 2 or 1] = id .. ' ' .. ('%.0f'):format(deadline)
     redis.call('HSET', own.latest .. record.key, firing_lane(record, source), table.concat(live, ' '))
-    firing_expire(own.latest .. record.key, deadline + jobs.REPLY_GRACE_MS)
+    firing.keep(own.latest .. record.key, deadline + jobs.REPLY_GRACE_MS)
     later[#later + 1] = function()
       if back and firing_back(own, record, back) then
         events.count(own, record.key, 'coalesced')

@@ -1,4 +1,4 @@
---- @requires guard args keys node npy seal
+--- @requires guard args keys node npy seal features
 -- The tensors that a call names: declared, well formed, fit for the model; and taken as they are now.
 
 local inputs = {}
@@ -55,7 +55,7 @@ end
 function inputs.own_once(list)
   local used = {}
   for _, input in ipairs(list) do
-    if input.mode ~= 'VALUE' then
+    if input.mode ~= 'VALUE' and input.mode ~= 'GATHER' then
       local mode = used[input.data]
       if mode and (mode == 'OWN' or input.mode == 'OWN') then
         raise('BADARG', "input key '" .. args.printable(input.data) .. "' is given as OWN, and as another input too")
@@ -117,6 +117,9 @@ function inputs.look(record, spec, input)
       raise('TOOBIG', 'a VALUE of ' .. size .. ' bytes: above ' .. INLINE .. ' SET it to a temporary key and name that with OWN')
     end
     input.value = value
+  elseif mode == 'GATHER' then
+    value = features.value(data, spec)
+    input.value, size = value, #value
   else
     key = data
     -- One command for what is small, and that is nearly everything: a longer value shows by filling the range. Where it

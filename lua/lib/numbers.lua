@@ -140,14 +140,15 @@ local function read_int(dtype, text)
   return pack64(digits, sign == '-')
 end
 
---- The bytes of count elements that texts[first] and the following write; raises BADVALUE.
-function numbers.encode(dtype, texts, first, count)
+--- The bytes of count elements that texts[first] and the following write; raises BADVALUE. `named(i)` says what the i-th
+-- of them is; without it, its number.
+function numbers.encode(dtype, texts, first, count, named)
   local read = dtype.kind == 'float' and read_float or read_int
   local parts = {}
   for i = 1, count do
     local bytes, problem = read(dtype, texts[first + i - 1])
     if not bytes then
-      raise('BADVALUE', ("value %d, '%s', %s"):format(i, args.printable(texts[first + i - 1]), problem))
+      raise('BADVALUE', ("%s, '%s', %s"):format(named and named(i) or 'value ' .. i, args.printable(texts[first + i - 1]), problem))
     end
     parts[i] = bytes
   end

@@ -5,7 +5,8 @@ local onset = {}
 
 local STARTED_MS = 60000 -- how long a notification of a write that has started its runs may be on its way
 
--- The active ones, decoded, as of a revision of theirs. Kept while it holds: each write asks for them.
+-- The active ones, decoded, as of a revision of theirs. Kept while it holds, since each write asks for them; and when the tag of
+-- the node has changed, until an executor has told it of all triggers anew.
 local listed, listed_rev, listed_tag = {}, nil, nil
 
 local function onset_read(own)
@@ -22,7 +23,9 @@ end
 -- Those of this node; nil: none. A caller who may not know is refused, before it has written anything.
 function onset.all(own)
   local rev = redis.call('HGET', own.onset, triggers.REV)
-  if not rev then
+  if own.clustered and listed[1] and own.tag ~= listed_tag and triggers.incomplete(own) then
+    return listed
+  elseif not rev then
     return nil
   end
   if rev ~= listed_rev or own.tag ~= listed_tag then

@@ -1,4 +1,4 @@
---- @requires args guard inputs options
+--- @requires args guard inputs features options
 -- The arguments of AI_PREDICT, which are also those of what a trigger runs.
 
 local predict = {}
@@ -12,23 +12,29 @@ function predict.parse(KEYS, argv, first, any_key)
   local target = argv[first]
   local count = args.int(argv[first + 2] or '', 1, 1000)
   if not count or args.keyword(argv[first + 1]) ~= 'INPUTS' then
-    raise('BADARG', 'AI_PREDICT takes: target INPUTS n (VALUE npy | KEY key | OWN key | REF key)... [NAMES n name...] [OUTPUTS n key...] [TIMEOUT ms]')
+    raise('BADARG', 'AI_PREDICT takes: target INPUTS n (VALUE npy | KEY key | OWN key | REF key | HASH ..)... [NAMES n name...] [OUTPUTS n key...] [TIMEOUT ms]')
   end
   local list, owns, i = {}, false, first + 3
   for n = 1, count do
     local word, data = argv[i] or '', argv[i + 1]
     local mode = MODES[word] or MODES[args.keyword(word)]
-    if not mode or not data then
-      raise('BADARG', 'input ' .. n .. ' of ' .. count .. ": VALUE npy, KEY key, OWN key or REF key expected, got '" .. args.printable(word) .. "'")
-    end
-    if mode ~= 'VALUE' then
+    if not mode then
+      mode = 'GATHER'
+      data, i = features.read(KEYS, argv, i, not any_key and inputs.declared)
+    elseif mode ~= 'VALUE' and data then
       if not any_key then
         inputs.declared(KEYS, data)
       end
       owns = owns or mode == 'OWN'
     end
+    if not data then
+      raise('BADARG', 'input ' .. n .. ' of ' .. count .. ': VALUE npy, KEY key, OWN key, REF key, or ' .. features.WORDS
+        .. " and what belongs to it expected, got '" .. args.printable(word) .. "'")
+    end
     list[n] = { mode = mode, data = data, value = false, size = 0 }
-    i = i + 2
+    if mode ~= 'GATHER' then
+      i = i + 2
+    end
   end
   local request = { target = target, inputs = list, owns = owns, names = nil, outputs = nil, timeout = false, ticket = false, corr = false }
   local word = args.keyword(argv[i] or '')

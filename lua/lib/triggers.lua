@@ -4,7 +4,7 @@
 local triggers = {}
 
 triggers.MAX_ONSET = 64 -- of those that fire when a key is set: each write looks at all of them
-triggers.REV = '@' -- field of the hash of those that changes with it; no trigger is called so
+triggers.REV = '@' -- field of the hash of those that changes with it, and of a catalog that is complete; no trigger is called so
 triggers.KINDS = { publish = true, set = true, stream = true, schedule = true }
 
 local decoded, decoded_count = {}, 0
@@ -76,9 +76,28 @@ function triggers.encode(key)
   return triggers.decode(raw) and raw
 end
 
+-- Whether the node, whose tag is new, has not yet been told of all triggers.
+function triggers.incomplete(own)
+  return own.clustered and redis.call('HEXISTS', own.catalog, triggers.REV) == 0
+end
+
+-- What was found before, for the moment in which a node has another tag and an executor has not yet told it anew.
+local recent, recent_count = {}, 0
+
 function triggers.find(own, name)
   local raw = redis.call('HGET', own.triggers, name)
-  return raw and triggers.decode(raw) or nil
+  local record = raw and triggers.decode(raw)
+  if not record then
+    return not raw and recent[name] and triggers.incomplete(own) and recent[name] or nil
+  end
+  if not recent[name] then
+    if recent_count >= 256 then
+      recent, recent_count = {}, 0
+    end
+    recent_count = recent_count + 1
+  end
+  recent[name] = record
+  return record
 end
 
 function triggers.get(own, name)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keyside.executor import events
 from keyside.executor.protocol import Job
 from keyside.executor.triggers.fire import Answer
-from keyside.executor.triggers.messages import glob_of, matcher, of_entry, of_message
+from keyside.executor.triggers.messages import glob_of, matcher, of_entry, of_message, variables_of
 from keyside.executor.triggers.trigger import Trigger
 from keyside.tensorstore import dtypes, npy
 
@@ -91,6 +91,11 @@ def test_a_record_without_what_is_optional() -> None:
     assert found is not None
     assert (found.kind, found.source, found.group, found.start, found.paused) == ("stream", b"s", b"kst", b"$", False)
     assert found.wants({b"x": b"1", b"y": b"2", b"id": b"3"}) == [b"x", b"1"]
+    assert found.wants({b"y": b"2", b"id": b"3"}) == [b"y", b"", b"id", b""], "an error is to name them"
+
+
+def test_braces_that_are_doubled_are_no_variables() -> None:
+    assert variables_of(b"{{x}}:{y}:{y}{{{z}}}") == (b"y", b"z")
 
 
 @pytest.mark.parametrize(
