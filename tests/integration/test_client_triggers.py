@@ -14,6 +14,7 @@ from tests.clusters import until
 from tests.executors import Executor
 
 from keyside import Key, OnPublish, OnSchedule, OnSet, OnStream, Payload, Value, errors
+from keyside.features import Hash
 from keyside.tensorstore import npy
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -113,6 +114,21 @@ async def test_entries_of_a_stream(client: Any, db: redis_py.Redis) -> None:
     rows = [fields for _, fields in db.xrange("log")]
     assert {row[b"source"] for row in rows} == set(ids)
     assert sorted(json.loads(row[b"result"])["outputs"]["y"]["values"][0] for row in rows) == list(range(20))
+
+
+async def test_features_are_gathered_when_the_event_comes(client: Any, db: redis_py.Redis) -> None:
+    db.hset("user:7", mapping={"a": 1, "b": 2.5, "c": -3})
+    inputs = [Hash("user:{user}", ["a", "b", "c", "d"], default=0)]
+    await client.set_trigger("t", OnPublish("in"), "affine", inputs)
+    await heard(db, "in")
+    async with client.subscribe("t") as events:
+        await client.publish("in", {"user": "7"})
+        event = await events.next(10)
+        assert event.error is None
+        assert next(iter(event.outputs.values())).tolist() == [[3, 6, -5, 1]]
+        db.rpush("user:8", "no hash")
+        await client.publish("in", {"user": "8"})
+        assert isinstance((await events.next(10)).error, errors.WrongType)
 
 
 async def test_a_schedule(client: Any) -> None:
