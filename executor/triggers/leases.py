@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from keyside.executor.wire import Wire
+from keyside.executor.wire import Command, Wire
 from keyside.tensorstore import keys
 
 __all__ = ["LEASE_MS", "Leases", "ear_of"]
@@ -45,7 +45,7 @@ class Leases:
         names = list(triggers)
         holders = dict(zip(names, wire.call_many([(b"GET", self._node.lead(name)) for name in names]), strict=True))
         self._free_those_of_the_dead(wire, holders)
-        commands = []
+        commands: list[Command] = []
         asked = [name for name, holder in holders.items() if holder in (None, self._consumer)]
         for name in asked:
             if holders[name] is None:
