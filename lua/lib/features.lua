@@ -175,10 +175,9 @@ local function default_of(feature, n)
   return feature.default or (feature.defaults and feature.argv[feature.defaults + n - 1])
 end
 
--- Each gatherer gives the texts of the elements, the shape, and what the i-th text is, for errors.
-local GATHERERS = {}
+-- Each of these gives the texts of the elements, the shape, and what the i-th text is, for errors.
 
-function GATHERERS.HASH(feature)
+local function gather_hash(feature)
   local argv, first, fields = feature.argv, feature.field, feature.fields
   check_size(feature, feature.keys * fields)
   local texts, filled = nil, {}
@@ -217,7 +216,7 @@ function GATHERERS.HASH(feature)
   end
 end
 
-function GATHERERS.NUMBERS(feature)
+local function gather_numbers(feature)
   local argv, texts, filled = feature.argv, {}, {}
   check_size(feature, feature.keys)
   for n = 1, feature.keys do
@@ -250,7 +249,7 @@ local function range_of(feature, total)
   return from, math.max(math.min(edge(feature, feature.stop, total), total - 1) - from + 1, 0)
 end
 
-function GATHERERS.LIST(feature)
+local function gather_list(feature)
   local key = feature.argv[feature.key]
   local total = redis.pcall('LLEN', key)
   got(key, 'a list', total, 'LLEN')
@@ -272,7 +271,7 @@ local function whole_score(text)
   return x and x == math.floor(x) and ('%.0f'):format(x) or text
 end
 
-function GATHERERS.ZSET(feature)
+local function gather_zset(feature)
   local key = feature.argv[feature.key]
   local total = redis.pcall('ZCARD', key)
   got(key, 'a sorted set', total, 'ZCARD')
@@ -299,6 +298,17 @@ function GATHERERS.ZSET(feature)
     end
     return ('the member at rank %.0f of sorted set '):format(from + i - 1) .. quote(key)
   end
+end
+
+local function gather(feature)
+  if feature.word == 'HASH' then
+    return gather_hash(feature)
+  elseif feature.word == 'NUMBERS' then
+    return gather_numbers(feature)
+  elseif feature.word == 'LIST' then
+    return gather_list(feature)
+  end
+  return gather_zset(feature)
 end
 
 -- Rows of a tensor as they lie in its key: descr, shape and data.
@@ -353,7 +363,7 @@ function features.value(feature, spec)
   else
     feature.dtype = feature.dtype or known_dtype(feature, spec)
     local dtype, texts, named = feature.dtype, nil, nil
-    texts, shape, named = GATHERERS[feature.word](feature)
+    texts, shape, named = gather(feature)
     descr = dtype.descr
     if dtype.kind == 'string' then
       local width
