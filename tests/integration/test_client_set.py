@@ -71,7 +71,7 @@ async def test_what_cannot_be_started_now_is_said(client: Any, tells: Told, arra
     for code, error in (
         ("BUSY queue full, and the tensor is written; retry in 50 ms", errors.Busy),
         ("OOM no room", errors.OutOfMemory),
-        ("NOPERM not yours", errors.NoPerm),
+        ("NOPERM the tensor \\'x\\' is written, but the model is not yours", errors.NoPerm),
     ):
         tells(f"return redis.error_reply('{code}')")
         with pytest.raises(error):
@@ -95,6 +95,23 @@ async def test_a_user_who_may_not_call_it_writes_all_the_same(
         assert db.get("calls") == (b"2" if rules[-1] == "-multi" else None)
         await writer.close()
     db.acl_deluser("writer")
+
+
+@pytest.mark.parametrize("array", [SMALL, LARGE], ids=["small", "large"])
+async def test_a_user_who_may_not_look_what_triggers_there_are_writes_all_the_same(
+    connect: Connect, db: redis_py.Redis, server: Server, array: Any
+) -> None:
+    db.execute_command("ACL", "SETUSER", "writer", "reset", "on", ">secret", "~x*", "+@all")
+    writer = connect(server.url_unix.replace("unix://", "unix://writer:secret@"))
+    db.fcall("AI_TRIGGERSET", 1, "t", "ON", "SET", "x:{n}", "RUN", "m", "INPUTS", 1, "KEY", "{key}")
+    await writer.set("x:1", array)
+    assert np.array_equal(await writer.get("x:1"), array)
+    db.execute_command("ACL", "SETUSER", "writer", "~ks:*")
+    db.fcall("AI_MODELSTORE", 1, "m", "ONNX", "CPU", "BLOB", models.affine())
+    with pytest.raises(errors.NoPerm, match="is written, but trigger 't' could not start"):
+        await writer.set("x:1", array)
+    db.acl_deluser("writer")
+    db.flushall()
 
 
 async def test_a_user_who_may_not_write_is_refused(
