@@ -1,0 +1,130 @@
+"""The members of graphs and DAGs: what a composite calls, bound by position or by name and checked before."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from keyside.executor.backends.base import Array, one_line
+from keyside.tensorstore import dtypes
+from keyside.tensorstore.errors import BadDtype, BadInput, BadShape, KeysideError, RunFailed
+from keyside.tensorstore.records import Signature, TensorSpec
+
+__all__ = ["Member", "call_member", "check_tensor", "run_member"]
+
+
+class Member(Protocol):
+    """What a composite needs of the models and scripts that it uses.
+
+    Attributes:
+        title: `name@version`.
+        names: of its inputs, in order.
+        output_names: of its outputs; None where they are known only after a run.
+    """
+
+    title: str
+    names: list[str]
+    output_names: list[str] | None
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+        ...
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run a model."""
+        ...
+
+    def call(self, function: str, tensors: Sequence[Array], keys: Sequence[str], args: Sequence[str]) -> list[Array]:
+        """Call a function of a script."""
+        ...
+
+
+def run_member(
+    member: Member, inputs: Sequence[Array] | Mapping[str, Array], outputs: Sequence[str] | Mapping[str, str]
+) -> dict[str, Array]:
+    """Run a model.
+
+    Args:
+        member: the model.
+        inputs: by position, or by the model's names.
+        outputs: local names of all that it gives, by position; or of some of it, by the model's names.
+
+    Returns:
+        What it gives, by local names.
+
+    Raises:
+        BadInput: number or names do not fit.
+        BadDtype: an input does not fit. Likewise BadShape.
+        RunFailed: the model fails.
+        KeysideError: what else a model may raise.
+    """
+    arrays = _bind_inputs(member, inputs)
+    specs = member.signature.inputs
+    for spec, array in zip(specs, arrays, strict=True):
+        check_tensor(member.title, spec, array)
+    results = _run(lambda: member.run(arrays))
+    if not isinstance(outputs, Mapping):
+        return _by_position(member.title, results, outputs)
+    names = member.output_names or [f"output_{n}" for n in range(len(results))]
+    found = dict(zip(names, results, strict=False))
+    missing = next((name for name in outputs if name not in found), None)
+    if missing is not None:
+        raise BadInput(f"{member.title!r} has no output {missing!r}; it gives {', '.join(names)}")
+    return {local: found[name] for name, local in outputs.items()}
+
+
+def call_member(
+    member: Member,
+    function: str,
+    inputs: Sequence[Array],
+    outputs: Sequence[str],
+    keys: Sequence[str],
+    args: Sequence[str],
+) -> dict[str, Array]:
+    """Call a function of a script; see `run_member`."""
+    results = _run(lambda: member.call(function, inputs, keys, args))
+    return _by_position(member.title, results, outputs)
+
+
+def check_tensor(title: str, spec: TensorSpec, array: Array) -> None:
+    """Check an array against a signature.
+
+    Raises:
+        BadDtype: its dtype is another.
+        BadShape: its shape does not fit.
+    """
+    dtype = dtypes.of(array.dtype).name
+    if spec.dtype not in ("", dtype):
+        raise BadDtype(f"input {spec.name!r} of {title!r} takes {spec.dtype}, got {dtype}")
+    if spec.shape is not None and (
+        len(spec.shape) != array.ndim
+        or any(want not in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True))
+    ):
+        raise BadShape(
+            f"input {spec.name!r} of {title!r} takes shape {list(spec.shape)} (-1: any), got {list(array.shape)}"
+        )
+
+
+def _run(run: Callable[[], list[Array]]) -> list[Array]:
+    try:
+        return run()
+    except KeysideError:
+        raise
+    except Exception as error:  # a plug-in's backend may raise anything
+        raise RunFailed(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _bind_inputs(member: Member, inputs: Sequence[Array] | Mapping[str, Array]) -> list[Array]:
+    names = member.names
+    if isinstance(inputs, Mapping):
+        if set(inputs) != set(names):
+            raise BadInput(f"{member.title!r} takes {', '.join(names)}; got {', '.join(inputs) or 'nothing'}")
+        return [inputs[name] for name in names]
+    if len(inputs) != len(names):
+        raise BadInput(f"{member.title!r} takes {len(names)} inputs, {', '.join(names)}; got {len(inputs)}")
+    return list(inputs)
+
+
+def _by_position(title: str, results: Sequence[Array], outputs: Sequence[str]) -> dict[str, Array]:
+    if len(results) != len(outputs):
+        raise BadInput(f"{title!r} gives {len(results)} outputs, not {len(outputs)}")
+    return dict(zip(outputs, results, strict=True))
