@@ -1,50 +1,26 @@
 """The members of graphs and DAGs: what a composite calls, bound by position or by name and checked before."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
-from keyside.executor.backends.base import Array, one_line
+from keyside.executor.backends.base import Array, Member, one_line
 from keyside.tensorstore import dtypes
 from keyside.tensorstore.errors import BadDtype, BadInput, BadShape, KeysideError, RunFailed
-from keyside.tensorstore.records import Signature, TensorSpec
+from keyside.tensorstore.records import TensorSpec
 
-__all__ = ["Member", "call_member", "check_tensor", "run_member"]
-
-
-class Member(Protocol):
-    """What a composite needs of the models and scripts that it uses.
-
-    Attributes:
-        title: `name@version`.
-        names: of its inputs, in order.
-        output_names: of its outputs; None where they are known only after a run.
-    """
-
-    title: str
-    names: list[str]
-    output_names: list[str] | None
-
-    @property
-    def signature(self) -> Signature:
-        """What it takes and gives."""
-        ...
-
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Run a model."""
-        ...
-
-    def call(self, function: str, tensors: Sequence[Array], keys: Sequence[str], args: Sequence[str]) -> list[Array]:
-        """Call a function of a script."""
-        ...
+__all__ = ["call_member", "check_tensor", "run_member"]
 
 
 def run_member(
-    member: Member, inputs: Sequence[Array] | Mapping[str, Array], outputs: Sequence[str] | Mapping[str, str]
+    members: Mapping[str, Member],
+    target: str,
+    inputs: Sequence[Array] | Mapping[str, Array],
+    outputs: Sequence[str] | Mapping[str, str],
 ) -> dict[str, Array]:
-    """Run a model.
+    """Run a model or a graph.
 
     Args:
-        member: the model.
+        members: all that there are, by target.
+        target: which.
         inputs: by position, or by the model's names.
         outputs: local names of all that it gives, by position; or of some of it, by the model's names.
 
@@ -57,11 +33,12 @@ def run_member(
         RunFailed: the model fails.
         KeysideError: what else a model may raise.
     """
+    member = _find(members, target)
     arrays = _bind_inputs(member, inputs)
     specs = member.signature.inputs
     for spec, array in zip(specs, arrays, strict=True):
         check_tensor(member.title, spec, array)
-    results = _run(lambda: member.run(arrays))
+    results = _run(lambda: member.run_with(arrays, members) if member.is_graph else member.run(arrays))
     if not isinstance(outputs, Mapping):
         return _by_position(member.title, results, outputs)
     names = member.output_names or [f"output_{n}" for n in range(len(results))]
@@ -73,7 +50,8 @@ def run_member(
 
 
 def call_member(
-    member: Member,
+    members: Mapping[str, Member],
+    target: str,
     function: str,
     inputs: Sequence[Array],
     outputs: Sequence[str],
@@ -81,6 +59,7 @@ def call_member(
     args: Sequence[str],
 ) -> dict[str, Array]:
     """Call a function of a script; see `run_member`."""
+    member = _find(members, target)
     results = _run(lambda: member.call(function, inputs, keys, args))
     return _by_position(member.title, results, outputs)
 
@@ -102,6 +81,13 @@ def check_tensor(title: str, spec: TensorSpec, array: Array) -> None:
         raise BadShape(
             f"input {spec.name!r} of {title!r} takes shape {list(spec.shape)} (-1: any), got {list(array.shape)}"
         )
+
+
+def _find(members: Mapping[str, Member], target: str) -> Member:
+    member = members.get(target)
+    if member is None:
+        raise BadInput(f"{target!r} was not resolved when the job was submitted")
+    return member
 
 
 def _run(run: Callable[[], list[Array]]) -> list[Array]:

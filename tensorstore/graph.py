@@ -4,10 +4,13 @@ A program is one JSON object, `{"inputs": [...], "outputs": [...], "steps": [...
 any order: what a step needs decides when it runs. A name is assigned once, so that it means the same everywhere.
 """
 
+import heapq
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
+
+from numpy.typing import NDArray
 
 from keyside.tensorstore import graph_const
 from keyside.tensorstore.arrays import shorten
@@ -41,7 +44,7 @@ from keyside.tensorstore.graph_steps import (
 
 __all__ = [
     "OPERATORS", "TAKES", "Const", "Each", "GraphError", "If", "Let", "Program", "Run", "Script", "Step", "Test",
-    "check", "parse", "to_json",
+    "check", "const_document", "parse", "to_json",
 ]  # fmt: skip
 
 MAX_BYTES = 16 << 20
@@ -75,6 +78,11 @@ def parse(blob: bytes | bytearray | memoryview | str) -> Program:
 def to_json(document: Mapping[str, Any]) -> bytes:
     """Return the JSON of a program, as it is stored."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def const_document(value: NDArray[Any]) -> dict[str, Any]:
+    """Return what stands as `const` in a program for this tensor."""
+    return graph_const.document(value)
 
 
 def check(document: object) -> Program:
@@ -303,17 +311,23 @@ def _sorted(raws: Sequence[_Raw], scope: _Scope, given: Mapping[str, str]) -> It
                 raise GraphError(f"{raw.where} needs {name!r}, which is {scope.unknown(name)}")
     makers = {name: number for number, raw in enumerate(raws) for name in raw.gives}
     waits = [{makers[name] for name in raw.needs if name in makers} for raw in raws]
-    done: set[int] = set()
+    waiting: dict[int, list[int]] = {}
+    for number, awaited in enumerate(waits):
+        for other in awaited:
+            waiting.setdefault(other, []).append(number)
+    # Of those that can run, the one that is written first.
+    ready = [number for number, awaited in enumerate(waits) if not awaited]
     ordered: list[int] = []
-    # At most MAX_STEPS steps; each pass takes the first that can run, so that what is in order stays as it is written.
-    left = list(range(len(raws)))
-    while left:
-        ready = [number for number in left if waits[number] <= done]
-        if not ready:
-            raise GraphError(f"a cycle: {_cycle(raws, makers, left)}")
-        done.update(ready)
-        ordered += ready
-        left = [number for number in left if number not in done]
+    while ready:
+        number = heapq.heappop(ready)
+        ordered.append(number)
+        for other in waiting.get(number, ()):
+            waits[other].discard(number)
+            if not waits[other]:
+                heapq.heappush(ready, other)
+    if len(ordered) < len(raws):
+        left = sorted(set(range(len(raws))) - set(ordered))
+        raise GraphError(f"a cycle: {_cycle(raws, makers, left)}")
     return [raws[number] for number in ordered]
 
 

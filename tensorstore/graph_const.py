@@ -60,8 +60,9 @@ def array(value: Mapping[str, Any], where: str) -> NDArray[Any]:
     dims = shape(value["shape"], where)
     values = value["values"]
     count = math.prod(dims)
-    if count > MAX_ELEMENTS:
-        raise GraphError(f"{where}: {count:,} elements; at most {MAX_ELEMENTS:,}: make it an input")
+    # As in NumPy, a 0 among the dims does not excuse the product of the others.
+    if math.prod(dim for dim in dims if dim) > MAX_ELEMENTS:
+        raise GraphError(f"{where}: shape {list(dims)}; at most {MAX_ELEMENTS:,} elements: make it an input")
     if not isinstance(values, list) or len(values) != count:
         given = len(values) if isinstance(values, list) else shorten(values)
         raise GraphError(f"{where}: {given} values; shape {list(dims)} has {count}, in one flat list")

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from keyside.executor.backends.base import Array, contiguous
-from keyside.executor.members import Member, call_member, run_member
+from keyside.executor.backends.base import Array, Member, contiguous
+from keyside.executor.members import call_member, run_member
 from keyside.tensorstore import dtypes, graph
-from keyside.tensorstore.errors import BadInput, BadModel, KeysideError, RunFailed
+from keyside.tensorstore.errors import BadModel, KeysideError, RunFailed
 from keyside.tensorstore.records import Signature, TensorSpec
 
 __all__ = ["GraphBackend", "GraphModel"]
@@ -116,12 +116,12 @@ def _run(steps: Sequence[graph.Step], env: dict[str, Array], members: Mapping[st
         match step:
             case graph.Run():
                 with _within(f"run {step.target!r}"):
-                    env.update(run_member(_member(members, step.target), _given(step.inputs, env), step.outputs))
+                    env.update(run_member(members, step.target, _given(step.inputs, env), step.outputs))
             case graph.Script():
                 with _within(f"script {step.target!r} {step.function!r}"):
-                    member = _member(members, step.target)
                     given = [env[name] for name in step.inputs]
-                    env.update(call_member(member, step.function, given, step.outputs, step.keys, step.args))
+                    found = call_member(members, step.target, step.function, given, step.outputs, step.keys, step.args)
+                    env.update(found)
             case graph.Const():
                 env[step.output] = step.value
             case graph.Let():
@@ -144,13 +144,6 @@ def _within(where: str) -> Iterator[None]:
         yield
     except KeysideError as error:
         raise type(error)(f"{where}: {error.text}") from error
-
-
-def _member(members: Mapping[str, Member], target: str) -> Member:
-    member = members.get(target)
-    if member is None:
-        raise BadInput(f"{target!r} was not resolved when the job was submitted")
-    return member
 
 
 def _given(names: tuple[str, ...] | Mapping[str, str], env: Mapping[str, Array]) -> list[Array] | dict[str, Array]:
@@ -235,7 +228,7 @@ def _form(
             case graph.Let(name=local, source=source) if local == name:
                 return _form(steps, source, env, members)
             case graph.If(gives=gives) if name in gives:
-                return _form(step.then, name, env, members)
+                return _form((*step.then, *steps), name, env, members)
             case graph.Run():
                 spec = _output_spec(step, name, members)
                 if spec is not None:
