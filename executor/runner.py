@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from keyside.executor.backends.base import Array, one_line
+from keyside.executor.dag_job import DagJob
 from keyside.executor.model import Model
 from keyside.executor.protocol import INLINE_OUTPUT, Finished, Job
 from keyside.tensorstore import keys, npy
 from keyside.tensorstore.errors import KeysideError, RunFailed
-from keyside.tensorstore.records import encode_reply
+from keyside.tensorstore.records import encode_reply, encode_results
 
 __all__ = ["Ran", "Runner"]
 
@@ -145,6 +146,8 @@ class Runner:
 
     def _finish(self, model: Model, job: Job, results: list[Array]) -> Finished:
         try:
+            if isinstance(model, DagJob):
+                return self._to_results(model, job)
             if job.outputs:
                 return self._to_keys(job, results)
             return self._to_reply(model, job, results)
@@ -181,6 +184,29 @@ class Runner:
                 outputs.append((b"", b"K", key))
                 values.append((name, key.decode()))
         return Finished(job, encode_reply(model.title, values), outputs, staged)
+
+    def _to_results(self, dag: DagJob, job: Job) -> Finished:
+        """What each operation of a DAG has given; what it persists goes to keys, if all of them ran."""
+        result = dag.result
+        if result is None:
+            raise RunFailed("it has not run")
+        finished = Finished(job, OK, [], []) if result.error is not None else self._to_keys(job, result.persisted)
+        finished.error = result.error
+        shown: list[str | bytes | dict[str, str]] = []
+        for one in result.results:
+            if isinstance(one, str):
+                shown.append(one)
+                continue
+            header, data = npy.encode(one)
+            if len(header) + data.nbytes <= INLINE_OUTPUT:
+                shown.append(b"".join((header, data)))
+            else:
+                key = keys.output(None, self._stage_id(), self.node.tag)
+                finished.staged.append((key, header, data, STAGED_MS))
+                finished.outputs.append((b"", b"K", key))
+                shown.append({"key": key.decode()})
+        finished.reply = encode_results(shown)
+        return finished
 
     def _stage_id(self) -> str:
         # Not to be guessed: whoever knows the name of an output that its caller is to fetch can fetch it.
