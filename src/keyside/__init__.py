@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keyside.clients._sync.handle import Handle
     from keyside.clients.inputs import Key
     from keyside.clients.versions import ModelVersion
+    from keyside.executor.functions import function, metric
     from keyside.tensorstore import errors
     from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
     from keyside.tensorstore.errors import KeysideError
@@ -41,6 +42,8 @@ __all__ = [
     "VersionInfo",
     "__version__",
     "errors",
+    "function",
+    "metric",
 ]
 
 __version__ = "0.1.0"
@@ -62,6 +65,8 @@ _HOMES = {
     "TensorMeta": "tensorstore.plain",
     "TensorSpec": "tensorstore.records",
     "VersionInfo": "tensorstore.records",
+    "function": "executor.functions",
+    "metric": "executor.functions",
 }
 
 
