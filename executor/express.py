@@ -58,7 +58,7 @@ class Express:
             return None
         try:
             job = parse_entry(queue, entry_id, fields)
-            if job.keyed or job.names or job.op != b"run" or job.deadline < server_ms:
+            if job.keyed or job.names or job.extra is not None or job.op != b"run" or job.deadline < server_ms:
                 return None
             model = self._cache.get_ready(job.model.decode())
             if model is None or not model.quicker_than(self._quick_s):

@@ -49,7 +49,7 @@ class Forwarder(threading.Thread):
 
     def moved(self, job: Job) -> None:
         """Take a job of this executor whose keys are not here."""
-        job.headers, job.values = [], []
+        job.let_go()
         self._put(job, FIRST_S)
 
     def relay(self, ticket: bytes, reply: bytes, deadline: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from keyside.executor.cache import ModelCache, ModelRef
+from keyside.executor.composite import Composite, members_of
 from keyside.executor.lane import Lane
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
@@ -118,7 +119,12 @@ class Intake:
         found: dict[bytes, Model] = {}
         ready = []
         for job in jobs:
-            if job.deadline < now_ms or not job.headers:
+            if job.deadline < now_ms or not job.decoded:
+                continue
+            if job.composed:
+                whole = self.ready(job)
+                if whole is not None:
+                    ready.append((whole, job))
                 continue
             model = found.get(job.model)
             if model is None:
@@ -133,8 +139,10 @@ class Intake:
 
     def ready(self, job: Job) -> Model | None:
         """Return the model of a job, which fits it; None if the job fails, or waits until the model is loaded."""
-        if job.ref not in self._held or not job.headers:
+        if job.ref not in self._held or not job.decoded:
             return None
+        if job.composed:
+            return self._composite(job)
         # No lock, and no hold on it: an evicted model lives on until the last job that runs on it lets go.
         model = self._cache.get_ready(job.model.decode())
         if model is None:
@@ -142,6 +150,54 @@ class Intake:
             self._cache.request(self._ref(job), lambda loaded, error: self._loaded(job, loaded, error))
             return None
         return model if self._fits(model, job) else None
+
+    def _composite(self, job: Job) -> Model | None:
+        """Return what the job of a script or a graph runs, once all of it is loaded; as `ready`."""
+        wanted = {"": self._ref(job)}
+        for target, model_id, key in members_of(job):
+            wanted[target] = ModelRef(model_id, context=key.decode("utf-8", "surrogateescape"))
+        found = {}
+        for target, ref in list(wanted.items()):
+            model = self._cache.get_ready(ref.id)
+            if model is not None:
+                found[target] = model
+                del wanted[target]
+        if wanted:
+            self._parked[job.device] += 1
+            self._gather(job, wanted, found)
+            return None
+        return self._whole(job, found)
+
+    def _gather(self, job: Job, wanted: dict[str, ModelRef], found: dict[str, Model]) -> None:
+        """Have what is missing loaded, one after the other, and hold on to what is here."""
+        target, ref = next(iter(wanted.items()))
+
+        def loaded(model: Model | None, error: KeysideError | None) -> None:
+            if model is None:
+                self._loaded(job, None, error, ref)
+                return
+            found[target] = model
+            del wanted[target]
+            if wanted:
+                self._gather(job, wanted, found)
+                return
+            self._parked[job.device] -= 1
+            whole = self._whole(job, found)
+            if whole is not None:
+                self._lanes[job.device].put([(whole, job)])
+
+        self._cache.request(ref, loaded)
+
+    def _whole(self, job: Job, found: dict[str, Model]) -> Model | None:
+        try:
+            for target, _, key in members_of(job):
+                found[target].check_key(key)
+            whole = Composite(found[""], job, found)
+            whole.prepare(job)
+        except KeysideError as error:
+            self._fail(job, error)
+            return None
+        return whole
 
     def _fits(self, model: Model, job: Job) -> bool:
         try:
@@ -152,14 +208,16 @@ class Intake:
         return True
 
     def _fail(self, job: Job, error: KeysideError) -> None:
-        job.headers, job.values = [], []
+        job.let_go()
         self._end(Finished.failed(job, error))
 
     @staticmethod
     def _ref(job: Job) -> ModelRef:
         return ModelRef(job.model.decode(), context=job.key.decode("utf-8", "surrogateescape"))
 
-    def _loaded(self, job: Job, model: Model | None, error: KeysideError | None) -> None:
+    def _loaded(
+        self, job: Job, model: Model | None, error: KeysideError | None, member: ModelRef | None = None
+    ) -> None:
         """Go on with a job that waited for its model; called on a loader thread."""
         self._parked[job.device] -= 1
         if isinstance(error, Unreachable | TryAgain):
@@ -168,7 +226,7 @@ class Intake:
         elif model is None:
             if isinstance(error, BadModel):
                 # What a submit will say from now on.
-                name = f"{job.key.decode(errors='replace')}@{job.version}"
+                name = f"{job.key.decode(errors='replace')}@{job.version}" if member is None else _title(member)
                 error = ModelFailed(f"model '{name}' failed to load: {error}")
             self._fail(job, error or ModelFailed("the model was not loaded"))
         elif self._fits(model, job):
@@ -192,3 +250,8 @@ class Intake:
             self._held.pop(job.ref, None)
 
         self._cache.request(self._ref(job), loaded)
+
+
+def _title(ref: ModelRef) -> str:
+    name = str(ref.context).encode("utf-8", "surrogateescape").decode(errors="replace")
+    return f"{name}@{ref.id.rpartition('-')[2]}"

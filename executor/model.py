@@ -1,13 +1,13 @@
 """A version of a model, ready to serve: what was loaded, how it may be batched, and what its inputs must look like."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keyside.executor.backends.base import Array, LoadedModel
+from keyside.executor.backends.base import Array, GraphModel, LoadedModel, ScriptModel
 from keyside.executor.protocol import INLINE_OUTPUT, Job
 from keyside.executor.replies import Replies
 from keyside.tensorstore import dtypes
-from keyside.tensorstore.errors import BadDtype, BadInput, BadShape, NoModel
+from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadShape, NoModel
 from keyside.tensorstore.npy import Header
 from keyside.tensorstore.records import Signature, TensorSpec, VersionInfo
 
@@ -72,6 +72,26 @@ class Model:
         """Run it; see `LoadedModel.run`."""
         return self.loaded.run(inputs)
 
+    def call(self, function: str, tensors: Sequence[Array], keys: Sequence[str], args: Sequence[str]) -> list[Array]:
+        """Call a function of a script; see `ScriptModel.call`.
+
+        Raises:
+            BadArg: it is no script.
+        """
+        if not isinstance(self.loaded, ScriptModel):
+            raise BadArg(f"{self.title!r} is no script, it has no function {function!r}")
+        return self.loaded.call(function, tensors, keys, args)
+
+    def run_with(self, inputs: Sequence[Array], members: Mapping[str, "Model"]) -> list[Array]:
+        """Run a graph; see `GraphModel.run_with`.
+
+        Raises:
+            BadArg: it is no graph.
+        """
+        if not isinstance(self.loaded, GraphModel):
+            raise BadArg(f"{self.title!r} is no graph")
+        return self.loaded.run_with(inputs, members)
+
     def close(self) -> None:
         """Nothing: the memory goes with the last reference, so that a model that is evicted can end the runs begun."""
 
@@ -99,9 +119,7 @@ class Model:
             BadDtype: a dtype does not fit.
             BadShape: a shape does not fit.
         """
-        if job.key != self._name:
-            # The right to use a model is checked by its name; who may write catalogs could name one and mean another.
-            raise NoModel(f"the catalog says of model {job.key.decode(errors='replace')!r} what is true of another one")
+        self.check_name(job)
         if job.names:
             self._bind(job)
         headers = job.headers
@@ -122,6 +140,24 @@ class Model:
                 f"model {self.title!r} gives {len(self.output_names)} outputs, {', '.join(self.output_names)};"
                 f" got {len(job.outputs)} output keys"
             )
+
+    def check_name(self, job: Job) -> None:
+        """See that the job means this model.
+
+        Raises:
+            NoModel: it is for a model of another name.
+        """
+        self.check_key(job.key)
+
+    def check_key(self, key: bytes) -> None:
+        """See that this is the model of that key.
+
+        Raises:
+            NoModel: it is another one.
+        """
+        if key != self._name:
+            # The right to use a model is checked by its name; who may write catalogs could name one and mean another.
+            raise NoModel(f"the catalog says of model {key.decode(errors='replace')!r} what is true of another one")
 
     def _bind(self, job: Job) -> None:
         given = [name.decode(errors="replace") for name in job.names]

@@ -16,6 +16,7 @@ from keyside.tensorstore.resp import Argument
 
 __all__ = [
     "GROUP",
+    "NO_MODEL",
     "BadEntry",
     "Finished",
     "Job",
@@ -85,6 +86,9 @@ class Job:
         values: the inputs as npy files, once they are all here.
         headers: what their headers say.
         claimed: when it was read, monotonic seconds.
+        extra: what goes along with a script, a graph or a trigger (docs/protocol.md section 7); None:
+            a plain run of a model.
+        decoded: whether the inputs are all here.
     """
 
     __slots__ = (
@@ -93,7 +97,9 @@ class Job:
         "claimed",
         "corr",
         "deadline",
+        "decoded",
         "device",
+        "extra",
         "group",
         "headers",
         "id",
@@ -145,6 +151,18 @@ class Job:
         self.rows = 0
         self.group: Any = None
         self.claimed = 0.0
+        self.extra: dict[bytes, Any] | None = None
+        self.decoded = False
+
+    @property
+    def trigger(self) -> list[Any] | None:
+        """Of a job that a trigger has made: [trigger, source, chain...] as bytes; else None."""
+        return None if self.extra is None else self.extra.get(b"e")
+
+    @property
+    def composed(self) -> bool:
+        """Whether it is more than a run of one model: the call of a script, a graph, or a DAG."""
+        return self.extra is not None and not _COMPOSED.isdisjoint(self.extra)
 
     @property
     def captures(self) -> list[bytes]:
@@ -161,6 +179,10 @@ class Job:
         """The inputs as arrays over the memory of their values."""
         return [npy.over(header, value) for header, value in zip(self.headers, self.values, strict=True)]
 
+    def let_go(self) -> None:
+        """Give the inputs back: it does not run here."""
+        self.headers, self.values, self.decoded = [], [], False
+
     def decode(self, fetched: Sequence[Any] = ()) -> None:
         """Read the headers, of inline values and of what was read from keys.
 
@@ -174,6 +196,7 @@ class Job:
         if not self.keyed:
             self.headers = [npy.read_header(value) for value in self.inputs]
             self.values = self.inputs
+            self.decoded = True
             return
         given = iter(fetched)
         headers, values = [], []
@@ -186,6 +209,7 @@ class Job:
                 headers.append(npy.read_header(value))
             values.append(value)
         self.headers, self.values = headers, values
+        self.decoded = True
 
 
 def _read(key: bytes, value: Any) -> npy.Header:
@@ -200,8 +224,11 @@ def _read(key: bytes, value: Any) -> npy.Header:
         raise InputLost(f"input key {key.decode(errors='replace')!r} no longer holds a tensor: {error.text}") from None
 
 
+_COMPOSED = frozenset((b"f", b"m", b"d"))
 _CAPTURE = re.compile(rb"cks:\{[^}]+\}:cap:")
 _MODEL_ID = re.compile(rb"[A-Za-z0-9]{1,64}-[1-9][0-9]{0,15}")
+NO_MODEL = b"0-1"
+"""In place of a model's id in a job that is for none, a DAG."""
 _MOST = 2**53 - 1
 _TYPES = (int, bytes, bytes, bytes, int, int, bytes, bytes, list, list, list, int)
 _FIELDS = len(_TYPES)
@@ -232,12 +259,17 @@ def parse_entry(queue: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
         _check_header(header)
         modes = header[8]
         if _INLINE.issuperset(modes):
-            inputs: list[Any] = list(fields[3 : 2 + 2 * len(modes) : 2])
+            end = 2 + 2 * len(modes)
+            inputs: list[Any] = list(fields[3:end:2])
             if len(inputs) != len(modes):
                 raise BadEntry("an inline input is missing")
             keyed = False
         else:
             inputs, keyed = _sources(modes, fields), True
+            end = 2 + 2 * modes.count(b"v")
+        extra = _read_extra(fields[end + 1]) if len(fields) > end + 1 and fields[end] == b"x" else None
+        if not modes and header[1] == b"run" and extra is None:
+            raise BadEntry("a run without inputs")
         for texts in (header[9], header[10]):
             for text in texts:
                 if type(text) is not bytes:
@@ -246,7 +278,40 @@ def parse_entry(queue: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
         raise
     except (ValueError, TypeError, IndexError, msgpack.UnpackException, RecursionError) as error:
         raise BadEntry(f"unreadable: {error}") from None
-    return Job(queue, entry_id, header, inputs, keyed=keyed)
+    job = Job(queue, entry_id, header, inputs, keyed=keyed)
+    job.extra = extra
+    return job
+
+
+def _read_extra(raw: bytes) -> dict[bytes, Any]:
+    """Read the field x: a map whose lists hold what they should."""
+    extra = msgpack.unpackb(raw, raw=True, strict_map_key=False)
+    if type(extra) is not dict:
+        raise BadEntry("x is not a map")
+    if type(extra.get(b"f", b"")) is not bytes:
+        raise BadEntry("x names no function")
+    for name in (b"k", b"a", b"e"):
+        texts = _listed(extra, name)
+        if any(type(text) is not bytes for text in texts):
+            raise BadEntry("x has a text that is none")
+    if b"e" in extra and len(extra[b"e"]) < 2:  # trigger and source
+        raise BadEntry("x names no source of an event")
+    for member in _listed(extra, b"m"):
+        if type(member) is not list or tuple(map(type, member)) != (bytes, bytes, bytes, int):
+            raise BadEntry("x has a member that is none")
+        if not _MODEL_ID.fullmatch(member[1]) or not 0 < member[3] <= _MOST:
+            raise BadEntry("a member is no version of a model")
+    return extra
+
+
+def _listed(extra: dict[bytes, Any], name: bytes) -> list[Any]:
+    found = extra.get(name)
+    if found is None or found == {}:  # Lua has one kind of empty table
+        extra.pop(name, None)
+        return []
+    if type(found) is not list:
+        raise BadEntry("x has something else than a list")
+    return found
 
 
 def _sources(modes: Sequence[Any], fields: Sequence[bytes]) -> list[Any]:
@@ -289,8 +354,8 @@ def _check_header(header: Sequence[Any]) -> None:
         _CHECKED.add(front)
     if not 0 <= deadline <= _MOST or not 0 <= header[11] <= _MOST or not _is_mark(header):
         raise BadEntry("a number is out of range")
-    if op == b"run" and not (deadline and header[8]):
-        raise BadEntry("a run without inputs or without a deadline")
+    if op == b"run" and not deadline:
+        raise BadEntry("a run without a deadline")
 
 
 def _is_mark(header: Sequence[Any]) -> bool:

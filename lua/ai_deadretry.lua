@@ -58,6 +58,7 @@ local function AI_DEADRETRY(KEYS, ARGV)
   if request.outputs then
     submit.check_outputs(record, request.outputs)
   end
+  request.extra = fields.x
   request.priority = request.priority or string.match(fields.id or '', '^[^/@!]+(![HL])')
   local device, size = record.device .. (request.priority or ''), bytes
   if bytes <= jobs.COUNTED_BYTES then

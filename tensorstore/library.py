@@ -33,7 +33,7 @@ __all__ = [
 
 LIBRARY_NAME = "keyside"
 
-LIBRARY_VERSION = 3
+LIBRARY_VERSION = 4
 """Grows with every change of ``lua/`` that a client or an executor can notice."""
 
 _FLAGS = frozenset({"no-writes", "allow-oom", "allow-stale", "no-cluster", "allow-cross-slot-keys"})

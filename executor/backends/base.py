@@ -12,7 +12,19 @@ import numpy.typing as npt
 from keyside.tensorstore.errors import ModelFailed
 from keyside.tensorstore.records import Signature
 
-__all__ = ["Array", "Backend", "LoadedModel", "contiguous", "find", "gpu_index", "names", "one_line"]
+__all__ = [
+    "Array",
+    "Backend",
+    "GraphModel",
+    "LoadedModel",
+    "Member",
+    "ScriptModel",
+    "contiguous",
+    "find",
+    "gpu_index",
+    "names",
+    "one_line",
+]
 
 GROUP = "keyside.backends"
 REASON_LIMIT = 500
@@ -53,6 +65,63 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Give its memory back."""
+        ...
+
+
+@runtime_checkable
+class ScriptModel(Protocol):
+    """What a `LoadedModel` has besides if its functions are called by name."""
+
+    def call(self, function: str, tensors: Sequence[Array], keys: Sequence[str], args: Sequence[str]) -> list[Array]:
+        """Call a function.
+
+        Args:
+            function: name of an entry point.
+            tensors: of any dtype and shape; they are not to be changed.
+            keys: names of keys, as its caller gave them.
+            args: texts.
+
+        Returns:
+            What it gives, C-contiguous.
+
+        Raises:
+            BadArg: there is no such function.
+            RunFailed: it failed; the text has the line.
+        """
+        ...
+
+
+@runtime_checkable
+class Member(Protocol):
+    """A model or script as a graph sees it (executor/model.py)."""
+
+    title: str
+    names: list[str]
+    output_names: list[str] | None
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run it on arrays in the order of its signature."""
+        ...
+
+    def call(self, function: str, tensors: Sequence[Array], keys: Sequence[str], args: Sequence[str]) -> list[Array]:
+        """Call a function of a script."""
+        ...
+
+
+@runtime_checkable
+class GraphModel(Protocol):
+    """What a `LoadedModel` has besides if it runs others."""
+
+    def run_with(self, inputs: Sequence[Array], members: Mapping[str, Any]) -> list[Array]:
+        """Run it.
+
+        Args:
+            inputs: in the order of its signature.
+            members: what it runs, each a `Member`, by target; those of the graphs in it too.
+
+        Raises:
+            KeysideError: a member failed.
+        """
         ...
 
 

@@ -35,6 +35,22 @@ local function is_signature(signature)
   return type(signature) == 'table' and is_specs(signature.inputs) and (signature.outputs == cjson.null or is_specs(signature.outputs))
 end
 
+-- A list of strings, or nothing.
+local function is_texts(list)
+  if list == nil then
+    return true
+  end
+  if type(list) ~= 'table' or #list > 1000 then
+    return false
+  end
+  for _, text in ipairs(list) do
+    if type(text) ~= 'string' then
+      return false
+    end
+  end
+  return true
+end
+
 local function is_version(number)
   return type(number) == 'number' and number >= 1 and number <= catalog.MAX_VERSIONS and number % 1 == 0
 end
@@ -45,6 +61,7 @@ local function is_record(record)
     and type(record.device) == 'string' and jobs.is_device(record.device) and (record.reason == nil or type(record.reason) == 'string')
     and is_version(record.version) and (record.last == nil or is_version(record.last))
     and (record.signature == cjson.null or is_signature(record.signature)) and (record.limits == nil or bounds.check(record.limits))
+    and is_texts(record.uses) and is_texts(record.functions)
 end
 
 -- A record as a Lua table; nil if it is none. Records are few and change rarely: the text found before is not decoded again.
@@ -119,10 +136,26 @@ local function read(key, version, fields)
   return redis.call('HMGET', key, unpack(names))
 end
 
+-- What a version is, besides a model, as JSON that follows in its record: scripts know their functions, graphs what they run.
+local KINDS = { SCRIPT = { 'script', 'functions', 'entry_points' }, FUNCTION = { 'script', 'functions', 'entry_points' }, GRAPH = { 'graph', 'uses', 'uses' } }
+
+local function encode_kind(backend, options)
+  local kind = KINDS[backend]
+  if not kind then
+    return ''
+  end
+  local ok, given = pcall(cjson.decode, options or '')
+  local list = ok and type(given) == 'table' and given[kind[3]]
+  if type(list) ~= 'table' or not list[1] or not is_texts(list) then
+    return ',"kind":"' .. kind[1] .. '"'
+  end
+  return ',"kind":"' .. kind[1] .. '","' .. kind[2] .. '":' .. cjson.encode(list)
+end
+
 -- The record of one version as JSON. The signature is JSON already, made by the executor: Lua cannot tell [] from {}.
 -- The record of a bare name has `last` too, the highest version that may have a record of its own.
 local function encode(key, version, last)
-  local got = read(key, version, { 'state', 'device', 'signature', 'reason' })
+  local got = read(key, version, { 'state', 'device', 'signature', 'reason', 'backend', 'options' })
   if not got[1] then
     return nil
   end
@@ -134,6 +167,7 @@ local function encode(key, version, last)
     .. ',"device":' .. cjson.encode(got[2])
     .. ',"signature":' .. (got[3] or 'null')
     .. ',"reason":' .. cjson.encode(got[4] or '')
+    .. encode_kind(got[5], got[6])
     .. (limits and bounds.decode(limits) and ',"limits":' .. limits or '')
     .. (last and ',"last":' .. last or '') .. '}'
 end

@@ -108,6 +108,10 @@ local function is_signed(fields, header, id)
       values[2 * count + 1] = input
     end
   end
+  if fields.x then
+    count = count + 1
+    values[2 * count + 1] = fields.x
+  end
   if fields.s == seal.sign(values, 1, count) then
     return true
   end

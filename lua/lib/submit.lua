@@ -3,6 +3,8 @@
 
 local submit = {}
 
+local GRAPH_DEPTH = 8 -- graphs within each other
+
 -- The end of the header of an entry whose inputs all ride in it and whose outputs ride in the reply: as nearly all do.
 local plain_ends = {}
 
@@ -93,10 +95,59 @@ local function header_of(record, request, deadline, ticket, modes, count, bytes,
   return front .. plain
 end
 
+-- What a graph runs, with what is run by the graphs in it: {target, id, key, version} of each, as the catalog says now. Its caller
+-- must be allowed to use all of them.
+local function add_members(own, record, members, path)
+  for _, target in ipairs(record.uses or {}) do
+    local member = members[target] or catalog.find(own, target)
+    if path[member.id] then
+      raise('BADMODEL', "graph '" .. path[1] .. "' runs itself: " .. table.concat(path, ' -> ') .. ' -> ' .. member.title)
+    elseif not members[target] then
+      submit.check_use(member)
+      members[target] = member
+      members[#members + 1] = { target, member.id, member.key, member.version }
+      if member.uses then
+        if #path >= GRAPH_DEPTH then
+          raise('BADMODEL', "graph '" .. path[1] .. "' has more than " .. GRAPH_DEPTH .. ' graphs within each other: ' .. table.concat(path, ' -> '))
+        end
+        path[member.id] = true
+        path[#path + 1] = member.title
+        add_members(own, member, members, path)
+        path[#path] = nil
+        path[member.id] = nil
+      end
+    end
+  end
+  return members
+end
+
+-- The members of a graph as the field `m` of what goes along with its job.
+function submit.members(own, record)
+  local found = {}
+  for n, member in ipairs(add_members(own, record, {}, { [record.id] = true, record.title })) do
+    found[n] = member
+  end
+  return found
+end
+
+-- A target that did not fail, and that this caller may use.
+function submit.check_use(record)
+  if record.state == 'failed' then
+    raise('MODELFAILED', "model '" .. record.title .. "' failed to load: " .. record.reason)
+  end
+  if not redis.acl_check_cmd('HGET', record.key, 'type') then
+    raise('NOPERM', "this user may not use model '" .. record.title .. "'")
+  end
+end
+
 -- Put a job into its queue. `entry`: { 'h', '', its inline inputs... }; `modes`: how each of its `count` inputs is found,
 -- nil where all are inline; `mark`: of room.check. Returns the id of the entry.
 function submit.enter(own, device, record, request, deadline, ticket, entry, modes, count, bytes, mark)
   entry[2] = header_of(record, request, deadline, ticket, modes, count, bytes, mark)
+  local extra = request.extra
+  if extra then
+    entry[#entry + 1], entry[#entry + 2] = 'x', type(extra) == 'string' and extra or cmsgpack.pack(extra)
+  end
   local stream = own.jobs .. device
   local first = request.priority and redis.call('EXISTS', stream) == 0
   local id = jobs.add(stream, entry)
@@ -116,8 +167,23 @@ function submit.enter(own, device, record, request, deadline, ticket, entry, mod
   return id
 end
 
+-- What is no plain model: a script needs the name of its function, a graph goes with what it runs.
+function submit.check_kind(own, record, request)
+  local extra = request.extra or {}
+  if record.kind == 'script' and not extra.f then
+    raise('BADARG', "'" .. record.title .. "' is a script: call it with AI_SCRIPTEXECUTE, which takes the name of its function")
+  elseif record.kind ~= 'script' and extra.f then
+    raise('BADARG', "'" .. record.title .. "' is no script: call it with AI_PREDICT or AI_MODELEXECUTE")
+  end
+  if record.uses then
+    extra.m = submit.members(own, record)
+    request.extra = extra
+  end
+end
+
 -- request: target, inputs {{mode, data, value, size}...}, owns (is an input OWN?), names, outputs, timeout, ticket, corr,
--- client, seq, user, priority (!H or !L). Returns what the public function returns.
+-- client, seq, user, priority (!H or !L), extra (the field x of the entry: a table, or packed), record (in place of that which the
+-- catalog has of the target). Returns what the public function returns.
 function submit.run(request)
   local own = node.keys()
   request.timeout = request.timeout or 30000
@@ -127,14 +193,14 @@ function submit.run(request)
   if request.owns then
     inputs.own_once(request.inputs)
   end
-  local record = catalog.find(own, request.target)
-  if record.state == 'failed' then
-    raise('MODELFAILED', "model '" .. record.title .. "' failed to load: " .. record.reason)
+  local record = request.record or catalog.find(own, request.target)
+  if not request.record then
+    submit.check_use(record)
+    if record.kind or request.extra then
+      submit.check_kind(own, record, request)
+    end
   end
-  if not redis.acl_check_cmd('HGET', record.key, 'type') then
-    raise('NOPERM', "this user may not use model '" .. record.title .. "'")
-  end
-  local signature = record.signature
+  local signature = record.kind ~= 'script' and record.signature
   local list = signature and bind(record, request, signature) or request.inputs
   local specs, bytes = signature and signature.inputs, 0
   for n = 1, #list do

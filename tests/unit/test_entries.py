@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyside.executor.composite import members_of
 from keyside.executor.protocol import BadEntry, Finished, Job, complete, entry_order, parse_entry
 from keyside.tensorstore import npy
 from keyside.tensorstore.errors import InputLost
@@ -106,3 +107,49 @@ def test_a_job_that_counts_for_its_model() -> None:
     for mark in marks:
         with pytest.raises(BadEntry):
             parse_entry("CPU", b"5-0", entry([*HEADER, mark]))
+
+
+EXTRA: dict[str, Any] = {
+    "f": "fn",
+    "k": ["key"],
+    "a": ["1", b"\xff"],
+    "m": [["sub@1", "u-2", "sub", 2]],
+    "e": ["t", "s"],
+}
+
+
+def test_what_goes_along_with_a_job() -> None:
+    fields = [*entry(HEADER), b"x", msgpack.packb(EXTRA)]
+    job = parse_entry("CPU", b"5-0", fields)
+    assert job.composed
+    assert job.trigger == [b"t", b"s"]
+    assert (job.extra or {})[b"a"] == [b"1", b"\xff"]
+    assert members_of(job) == [("sub@1", "u-2", b"sub")]
+    plain = parse_entry("CPU", b"5-0", entry(HEADER))
+    assert plain.extra is None
+    assert plain.trigger is None
+    assert not plain.composed
+    by_event = parse_entry("CPU", b"5-0", [*entry(HEADER), b"x", msgpack.packb({"e": ["t", "s"]})])
+    assert by_event.trigger
+    assert not by_event.composed
+
+
+def test_only_a_call_may_have_no_inputs() -> None:
+    header = [*HEADER[:8], [], *HEADER[9:]]
+    job = parse_entry("CPU", b"5-0", [b"h", msgpack.packb(header), b"x", msgpack.packb({"f": "fn", "k": {}})])
+    job.decode()
+    assert job.decoded
+    assert job.arrays == []
+    with pytest.raises(BadEntry, match="without inputs"):
+        parse_entry("CPU", b"5-0", [b"h", msgpack.packb(header)])
+
+
+@given(JUNK | st.dictionaries(st.sampled_from("fkamde"), JUNK, max_size=3))
+def test_anything_that_goes_along_makes_a_job_or_a_bad_entry(extra: Any) -> None:
+    fields = [*entry(HEADER), b"x", msgpack.packb(extra, strict_types=False)]
+    try:
+        job = parse_entry("CPU", b"5-0", fields)
+    except BadEntry:
+        return
+    members_of(job)
+    assert job.trigger is None or len(job.trigger) >= 2

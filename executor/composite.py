@@ -1,0 +1,66 @@
+"""What a job runs that is more than one model: the call of a script's function, or a graph with all that it runs."""
+
+from collections.abc import Mapping, Sequence
+
+from keyside.executor.backends.base import Array
+from keyside.executor.model import Model
+from keyside.executor.protocol import Job
+
+__all__ = ["Composite", "members_of"]
+
+
+class Composite(Model):
+    """A script or a graph as one job of it is to run: in place of its model, for that job alone.
+
+    Attributes:
+        base: the version that the job names.
+        members: what a graph runs, by target.
+    """
+
+    base: Model
+    members: Mapping[str, Model]
+
+    def __init__(self, base: Model, job: Job, members: Mapping[str, Model]) -> None:
+        vars(self).update(vars(base))
+        self.base = base
+        self.members = members
+        self.max_rows, self.min_rows = 1, 0
+        extra = job.extra or {}
+        function: bytes | None = extra.get(b"f")
+        self._function = None if function is None else _text(function)
+        self._keys = [_text(key) for key in extra.get(b"k", ())]
+        self._args = [_text(arg) for arg in extra.get(b"a", ())]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run it; see `LoadedModel.run`."""
+        if self._function is not None:
+            return self.base.call(self._function, inputs, self._keys, self._args)
+        return self.base.run_with(inputs, self.members)
+
+    def timed(self, seconds: float) -> None:
+        """Take note of how long a run took."""
+        self.base.timed(seconds)
+
+    def prepare(self, job: Job) -> None:
+        """Check the inputs as `Model.prepare` does; a script takes any. It is never stacked.
+
+        Raises:
+            KeysideError: as `Model.prepare`.
+        """
+        if self._function is None:
+            super().prepare(job)
+        else:
+            self.check_name(job)
+            first = job.headers[0].shape if job.headers else ()
+            job.rows = max(first[0], 1) if first else 1
+        job.group = None
+
+
+def members_of(job: Job) -> list[tuple[str, str, bytes]]:
+    """Return what the graph of a job runs: target, id of the version, and key of its model."""
+    listed = (job.extra or {}).get(b"m", ())
+    return [(_text(target), model.decode(), key) for target, model, key, _ in listed]
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

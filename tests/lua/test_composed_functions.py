@@ -1,0 +1,73 @@
+"""What is no plain model: scripts and graphs in the catalog, and what goes along with their jobs."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.lua.jobs import ONE, ROW, Hand
+
+from keyside.tensorstore.errors import KeysideError
+
+
+def store(hand: Hand, name: str, backend: str = "ONNX", **options: Any) -> None:
+    """Store a version and make it ready, as an executor does."""
+    hand.fcall("AI_MODELSTORE", [name], backend, "CPU", "OPTIONS", json.dumps(options), "BLOB", f"blob of {name}")
+    assert hand.publish(name, 1, ONE) == 1
+
+
+def extra_of(hand: Hand) -> dict[bytes, Any]:
+    (job,) = hand.claim()
+    assert job.extra is not None
+    return job.extra
+
+
+def test_a_graph_goes_with_what_it_runs(hand: Hand) -> None:
+    for name in ("a", "b"):
+        store(hand, name)
+    store(hand, "inner", "GRAPH", uses=["b", "b@1"])
+    store(hand, "outer", "GRAPH", uses=["a", "inner"])
+    hand.fcall("AI_PREDICT", [], "outer", "INPUTS", 1, "VALUE", ROW)
+    found = extra_of(hand)[b"m"]
+    assert [(target, key, version) for target, _, key, version in found] == [
+        (b"a", b"a", 1), (b"inner", b"inner", 1), (b"b", b"b", 1), (b"b@1", b"b", 1),
+    ]  # fmt: skip
+
+
+def test_graphs_in_a_circle(hand: Hand) -> None:
+    store(hand, "one", "GRAPH", uses=["two"])
+    store(hand, "two", "GRAPH", uses=["three"])
+    store(hand, "three", "GRAPH", uses=["two"])
+    error = hand.refused("AI_PREDICT", [], "one", "INPUTS", 1, "VALUE", ROW)
+    assert str(error) == "BADMODEL graph 'one@1' runs itself: one@1 -> two@1 -> three@1 -> two@1"
+
+
+def test_graphs_within_each_other_end(hand: Hand) -> None:
+    store(hand, "g0")
+    for n in range(1, 10):
+        store(hand, f"g{n}", "GRAPH", uses=[f"g{n - 1}"])
+    hand.fcall("AI_PREDICT", [], "g8", "INPUTS", 1, "VALUE", ROW)
+    assert len(extra_of(hand)[b"m"]) == 8
+    with pytest.raises(KeysideError, match=r"^BADMODEL graph 'g9@1' has more than 8 graphs within each other"):
+        hand.fcall("AI_PREDICT", [], "g9", "INPUTS", 1, "VALUE", ROW)
+
+
+def test_what_a_graph_runs_must_be_there(hand: Hand) -> None:
+    store(hand, "g", "GRAPH", uses=["nobody"])
+    with pytest.raises(KeysideError, match=r"^NOMODEL no model 'nobody'"):
+        hand.fcall("AI_PREDICT", [], "g", "INPUTS", 1, "VALUE", ROW)
+
+
+def test_a_script_is_called_otherwise(hand: Hand) -> None:
+    store(hand, "s", "SCRIPT", entry_points=["fn"])
+    with pytest.raises(KeysideError, match=r"^BADARG 's@1' is a script: call it with AI_SCRIPTEXECUTE"):
+        hand.fcall("AI_PREDICT", [], "s", "INPUTS", 1, "VALUE", ROW)
+    raw = hand.wire.call(b"HGET", hand.node.catalog, b"s")
+    record = json.loads(bytes(raw))
+    assert (record["kind"], record["functions"]) == ("script", ["fn"])
+
+
+def test_options_that_somebody_has_spoilt(hand: Hand) -> None:
+    store(hand, "g", "GRAPH", uses="a string")
+    hand.fcall("AI_PREDICT", [], "g", "INPUTS", 1, "VALUE", ROW)
+    (job,) = hand.claim()
+    assert job.extra is None
