@@ -92,7 +92,7 @@ class FunctionModel:
         """
         found = self._functions.get(function)
         if found is None:
-            raise RunFailed(f"Function {function} does not exist in the given script.")
+            raise BadArg(f"Function {function} does not exist in the given script.")
         try:
             result = found([_read_only(array) for array in tensors], list(keys), list(args))
         except (SystemExit, Exception) as error:  # the operator's code may raise anything

@@ -141,7 +141,7 @@ class ScriptModel:
         """
         found = self._functions.get(function)
         if found is None:
-            raise RunFailed(f"Function {function} does not exist in the given script.")
+            raise BadArg(f"Function {function} does not exist in the given script.")
         torch = self._torch
         try:
             with script_metrics.printing(), torch.inference_mode():
