@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar, overload
 __all__ = ["Function", "function", "load_modules", "metric", "registered"]
 
 Function = Callable[[list[Any], list[str], list[str]], Any]
-"""Takes tensors (arrays, not to be written to), names of keys, and words; gives an array, or a list or tuple of arrays."""
+"""Takes tensors (arrays, not to be written to), names of keys, and texts; gives an array, or several in a list."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}", re.ASCII)
@@ -42,8 +42,9 @@ def function(named: str, /) -> Callable[[_F], _F]: ...
 def function(named: Any, /) -> Any:
     """Register a Python function, to be run beside the data: `@keyside.function`, or `@keyside.function("name")`.
 
-    It is called with the list of input arrays (read-only), the list of names given with KEYS, and that of the words given
-    with ARGS, and returns an array, or a list or tuple of them. Text comes and goes as arrays of bytes (`|S`) or str.
+    It is called with the list of input arrays (read-only), the list of names given with KEYS, and that of the texts
+    given with ARGS, and returns an array, or a list or tuple of them. STRING tensors come as arrays of bytes (`|S`);
+    they go as such, or as text.
 
     Args:
         named: the function, or the name under which it is to be known; else that is its own.
@@ -106,9 +107,9 @@ def load_modules(names: Iterable[str]) -> None:
 
 
 def metric(name: str, value: Any) -> None:
-    """Count a value of a metric of one's own: executors export `keyside_custom_metric{script, name}`, its count and sum.
+    """Count a value of a metric of one's own, in a function that runs in an executor.
 
-    For functions that run in an executor; elsewhere it does nothing that could be seen.
+    The executor exports `keyside_custom_metric{script, name}`: how many values there were, and their sum.
 
     Args:
         name: of the metric, at most 64 characters. An executor keeps 200 of them.

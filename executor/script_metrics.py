@@ -49,12 +49,12 @@ class CustomMetrics:
     def collect(self) -> Iterator[Metric]:
         """Give the metric family to Prometheus; nothing where nothing was measured."""
         with self._lock:
-            rows = [(key, *row) for key, row in sorted(self._rows.items())]
+            rows = [(key, tuple(row)) for key, row in sorted(self._rows.items())]
         if rows:
             family = SummaryMetricFamily(
                 "keyside_custom_metric", "What scripts and functions measure.", labels=["script", "name"]
             )
-            for key, count, total in rows:
+            for key, (count, total) in rows:
                 family.add_metric(list(key), int(count), total)
             yield family
 
@@ -130,7 +130,7 @@ def printing() -> Iterator[None]:
     Torch writes to `sys.stdout` as it is at that moment, from the thread that runs the script.
     """
     if not isinstance(sys.stdout, _Output):
-        sys.stdout = _Output(sys.stdout)  # type: ignore[assignment]
+        sys.stdout = _Output(sys.stdout)
     before = getattr(_now, "printing", "")
     _now.printing = getattr(_now, "script", "") or "script"
     try:

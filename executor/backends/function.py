@@ -10,7 +10,7 @@ from keyside.executor import functions
 from keyside.executor.backends.base import Array, contiguous, one_line
 from keyside.executor.backends.script import entry_points
 from keyside.tensorstore import dtypes
-from keyside.tensorstore.errors import BadModel, KeysideError, ModelFailed, RunFailed
+from keyside.tensorstore.errors import BadArg, BadModel, KeysideError, ModelFailed, RunFailed
 from keyside.tensorstore.records import Signature
 
 __all__ = ["FunctionBackend", "FunctionModel"]
@@ -88,7 +88,8 @@ class FunctionModel:
             What it gives, C-contiguous: one array, or those of the list or tuple that it returns.
 
         Raises:
-            RunFailed: there is no such function, or it failed; the text names the line.
+            BadArg: there is no such function.
+            RunFailed: it failed; the text names the line.
         """
         found = self._functions.get(function)
         if found is None:

@@ -12,7 +12,7 @@ from keyside.executor import script_metrics
 from keyside.executor.backends import script_check
 from keyside.executor.backends.base import Array, contiguous, one_line
 from keyside.executor.backends.torch import dense, device_of, prepare
-from keyside.tensorstore.errors import BadModel, RunFailed
+from keyside.tensorstore.errors import BadArg, BadModel, RunFailed
 from keyside.tensorstore.records import Signature
 
 __all__ = ["ScriptBackend", "ScriptModel", "entry_points"]
@@ -85,14 +85,14 @@ class ScriptBackend:
 def _compile(text: str) -> Any:
     import torch
 
-    known = script_check.names()
+    lookup: Any = script_check.names().get  # torch's annotation says that each name is that of a function
     unit = torch._C.CompilationUnit()  # noqa: SLF001  # torch.jit's own would look names up in our frames
     try:
         with warnings.catch_warnings():
             # Functions of torch.nn.functional are compiled on the way, which torch calls deprecated.
             warnings.simplefilter("ignore")
-            unit.define(text, known.get)
-    except Exception as error:  # the compiler raises whatever it wants
+            unit.define(text, lookup)
+    except Exception as error:  # noqa: BLE001  # the compiler raises whatever it wants
         raise BadModel(f"the script does not compile: {explain(error, text)}") from None
     return unit
 
@@ -137,7 +137,8 @@ class ScriptModel:
             What it gives, C-contiguous: one tensor, or those of the list or tuple that it returns.
 
         Raises:
-            RunFailed: there is no such function, or it failed; the text names the line of the script.
+            BadArg: there is no such function.
+            RunFailed: it failed; the text names the line of the script.
         """
         found = self._functions.get(function)
         if found is None:
@@ -149,7 +150,7 @@ class ScriptModel:
                 return [self._give(value) for value in _tensors(result, function, torch.Tensor)]
         except RunFailed:
             raise
-        except Exception as error:  # TorchScript raises whatever its operators do
+        except Exception as error:  # noqa: BLE001  # TorchScript raises whatever its operators do
             raise RunFailed(explain(error, self._text)) from None
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Checks the source of a script before torch compiles it, gives it its names, and checks what came of it.
 
-The compiler takes whatever nests deep, unrolls or calls itself apart without end: so the source is looked at first, with
-Python's own parser, whose language contains TorchScript. Names resolve to operators of torch that only compute, and to
-nothing of ours; no Python of the script is ever run.
+The compiler crashes of what nests too deep, and unrolls loops and calls without end: so the source is looked at first,
+with Python's own parser, whose language contains TorchScript. Names resolve to operators of torch that only compute,
+and to nothing of ours; no Python of the script is ever run.
 """
 
 import ast
@@ -32,7 +32,8 @@ _IMPORTS: Final = {
     "torch.nn.functional": "F",
 }
 _REFUSED: Final = {
-    "redis": "a script runs beside the server, not in it: give the keys that it needs as INPUTS, and take its results as OUTPUTS",
+    "redis": "a script runs beside the server, not in it: give the keys that it needs as INPUTS, and"
+    " take its results as OUTPUTS",
     "redisAI": "a script cannot run models: let a graph or AI_DAGEXECUTE run scripts and models one after the other",
 }
 _EXCEPTIONS: Final = (
@@ -60,47 +61,48 @@ def read(blob: bytes) -> Source:
     Raises:
         BadModel: it is no TorchScript, or asks for what a script may not do.
     """
-    if len(blob) > MAX_SOURCE:
-        raise BadModel(f"the script has {len(blob):,} bytes; at most {MAX_SOURCE:,} are compiled")
-    try:
-        text = blob.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadModel(f"the script is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    text = text.replace("\r\n", "\n")
-    try:
-        tree = ast.parse(text)
-    except SyntaxError as error:
-        raise BadModel(f"the script does not compile: line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise BadModel(f"the script does not compile: {type(error).__name__}: {error}") from None
-    lines = text.splitlines()
-    functions: list[str] = []
+    text, tree = _parse(blob)
+    names: list[str] = []
     depths = 0
+    lines = text.splitlines()
+    kept = [""] * len(lines)  # so that lines keep their numbers
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             _check_import(node)
-            for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
-                lines[number - 1] = ""
         elif isinstance(node, ast.FunctionDef):
-            if node.decorator_list:
-                raise _bad(node, "functions of a script have no decorators")
-            if node.name in functions:
+            if node.name in names:
                 raise _bad(node, f"there are two functions {node.name!r}")
-            functions.append(node.name)
+            names.append(node.name)
             depths += _check_function(node)
+            end = node.end_lineno or node.lineno
+            kept[node.lineno - 1 : end] = lines[node.lineno - 1 : end]
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             raise _bad(node, "outside its functions a script has nothing but imports of torch, math and typing")
     if depths > MAX_DEPTHS:
         raise BadModel(f"the functions of the script nest {depths:,} deep, all together; {MAX_DEPTHS:,} are compiled")
-    if not functions:
+    if not names:
         raise BadModel("the script has no function")
-    first = min(node.lineno for node in tree.body if isinstance(node, ast.FunctionDef))
-    # What stands before the first function was a text for readers at most.
-    lines[: first - 1] = [""] * (first - 1)
-    for node in tree.body:
-        if isinstance(node, ast.Expr):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
-    return Source("\n".join(lines) + "\n", tuple(functions))
+    return Source("\n".join(kept) + "\n", tuple(names))
+
+
+def _parse(blob: bytes) -> tuple[str, ast.Module]:
+    if len(blob) > MAX_SOURCE:
+        raise BadModel(f"the script has {len(blob):,} bytes; at most {MAX_SOURCE:,} are compiled")
+    try:
+        text = blob.decode("utf-8").replace("\r\n", "\n")
+        if any(ord(letter) < 32 and letter not in "\n\t" for letter in text):
+            raise BadModel("the script has control characters in it")  # some of them end lines for one parser alone
+        for number, line in enumerate(text.splitlines(), 1):
+            # The compiler reads types in comments, too.
+            if "#" in line and sum(map(line.count, "([{")) > MAX_DEPTH:
+                raise BadModel(f"the script does not compile: line {number}: more than {MAX_DEPTH} brackets")
+        return text, ast.parse(text)
+    except UnicodeDecodeError as error:
+        raise BadModel(f"the script is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except SyntaxError as error:
+        raise BadModel(f"the script does not compile: line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise BadModel(f"the script does not compile: {type(error).__name__}: {error}") from None
 
 
 def _bad(node: Any, what: str) -> BadModel:
@@ -125,6 +127,8 @@ def _check_import(node: ast.Import | ast.ImportFrom) -> None:
 
 def _check_function(function: ast.FunctionDef) -> int:
     """Check one function; return how deep it nests."""
+    if function.decorator_list:
+        raise _bad(function, "functions of a script have no decorators")
     deepest, widest = 0, 1
     loops = 0
     waiting: list[tuple[ast.AST, int, int]] = [(function, 1, 0)]
@@ -178,14 +182,15 @@ def _computes(found: Any, module: str) -> bool:
         return True
     if module == "torch.nn.functional" and isinstance(found, types.FunctionType):
         return found.__module__ == module  # Torch's own source, compiled like the script's
-    return callable(found) and not isinstance(found, type) and _find_builtin(found) is not None
+    builtin = _find_builtin(found)  # type: ignore[no-untyped-call]
+    return callable(found) and not isinstance(found, type) and builtin is not None
 
 
 @functools.cache
 def names() -> dict[str, Any]:
     """Return what the names in a script stand for, beyond the compiler's own."""
     import torch
-    import torch.nn.functional as functional
+    from torch.nn import functional
 
     with_functional = _Operators(functional, {})
     parts: dict[str, Any] = {name: _Operators(getattr(torch, name), {}) for name in _MODULES}
@@ -266,6 +271,4 @@ def _nodes(graph: Any) -> Iterator[Any]:
         for node in blocks.pop().nodes():
             yield node
             blocks.extend(node.blocks())
-            for name in node.attributeNames():
-                if node.kindOf(name) == "g":
-                    blocks.append(node.g(name))
+            blocks.extend(node.g(name) for name in node.attributeNames() if node.kindOf(name) == "g")

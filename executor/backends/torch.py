@@ -180,6 +180,11 @@ def prepare(threads: int) -> None:
 
 
 def device_of(device: str) -> Any:
+    """Return torch's device for a device queue.
+
+    Raises:
+        ModelFailed: it is one of a GPU that this executor does not have.
+    """
     import torch
 
     index = gpu_index(device)

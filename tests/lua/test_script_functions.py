@@ -224,12 +224,12 @@ def test_a_script_is_not_run_like_a_model(hand: Hand) -> None:
         ("AI_PREDICT", ("s", "INPUTS", 1, "VALUE", ROW)),
         ("AI_MODELEXECUTE", ("s", "INPUTS", 1, "x", "OUTPUTS", 1, "y")),
     ):
-        with pytest.raises(KeysideError, match="^BADARG 's@1' is a script: call it with AI_SCRIPTEXECUTE"):
+        with pytest.raises(KeysideError, match=r"^BADARG 's@1' is a script: call it with AI_SCRIPTEXECUTE"):
             hand.fcall(function, ["x", "y"], *args)
 
 
 def test_a_refusal_goes_to_the_ticket_too(hand: Hand) -> None:
-    with pytest.raises(KeysideError, match="^NOMODEL "):
+    with pytest.raises(KeysideError, match=r"^NOMODEL "):
         call(hand, "none", "f", "KEYS", 1, "k", "TICKET", "ks:{0}:t:c:1")
     assert (hand.reply("ks:{0}:t:c:1") or b"").startswith(b"NOMODEL ")
 
