@@ -260,8 +260,8 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
 
 def _model_manager(keys: list[str], read: list[str], models: list[str], blobs: bool) -> list[Grant]:
     role = _Role((
-        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITSET",
-        "AI_LIMITGET", "KS_VERSION",
+        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_SCRIPTSTORE", "AI_SCRIPTDEL", "AI_SCRIPTGET",
+        "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE", "AI_LIMITSET", "AI_LIMITGET", "KS_VERSION",
     ))  # fmt: skip
     del keys, read
     role.add(_keys("~", models), "hash", "any", plain=_READ_MODEL, without=("COPY", "RENAME"))

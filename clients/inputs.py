@@ -40,6 +40,9 @@ class Key:
             raise BadArg(f"the name of a Key is text or bytes, not {type(self.name).__name__}")
 
 
+Maker = Callable[[list[InputSpec]], Callable[[Submit], Command[bytes]]]
+
+
 class Moved(NamedTuple):
     """A tensor that was read from where it lies, to be written where the call runs."""
 
@@ -151,6 +154,7 @@ def request(
     identity: Identity,
     node: bytes,
     seq: int | None = None,
+    make: Maker | None = None,
 ) -> Request:
     """Make a request of inputs that are all keys or arrays.
 
@@ -163,6 +167,7 @@ def request(
         node: tag of the node, in whose slot large values go if the call has no key; empty on a cluster, where the node
             is chosen when it is sent.
         seq: number of the request; None: a new one.
+        make: makes the call of what is sent as its inputs; None: that of a model.
 
     Raises:
         KeysideError: an array cannot be a tensor, or an argument is out of range.
@@ -175,7 +180,7 @@ def request(
         check_slots([*(to_bytes(item.name) for item in bound.items if isinstance(item, Key)), *outputs])
 
     def parts(tag: bytes) -> Parts:
-        return _parts(target, bound, outputs, (identity.id, seq), tag)
+        return _parts(target, bound, outputs, (identity.id, seq), tag, make)
 
     build, before, temporaries = parts(node if anchor is None else anchor)
     made = Request(target, build, timeout, identity, seq)
@@ -186,7 +191,14 @@ def request(
     return made
 
 
-def _parts(target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: tuple[bytes, int], tag: bytes) -> Parts:
+def _parts(
+    target: str | bytes,
+    bound: Bound,
+    outputs: Sequence[bytes],
+    number: tuple[bytes, int],
+    tag: bytes,
+    make: Maker | None,
+) -> Parts:
     """Make what of a request depends on where its keys are: large values go to keys in the slot of a tag."""
     specs: list[InputSpec] = []
     before: list[Command[None]] = []
@@ -205,7 +217,8 @@ def _parts(target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: 
         before.append(plain.set_temporary(name, header, data))
         temporaries.append(name)
         specs.append(InputSpec(b"OWN", name))
-    return Parts(_builder(target, specs, bound.names, outputs, all_keys=all_keys), before, temporaries)
+    build = make(specs) if make is not None else _builder(target, specs, bound.names, outputs, all_keys=all_keys)
+    return Parts(build, before, temporaries)
 
 
 def _builder(

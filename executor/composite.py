@@ -37,6 +37,10 @@ class Composite(Model):
             return self.base.call(self._function, inputs, self._keys, self._args)
         return self.base.run_with(inputs, self.members)
 
+    def name_outputs(self, count: int) -> list[str]:
+        """Return the names of so many outputs; those of a script are called 0, 1, .."""
+        return super().name_outputs(count) if self._function is None else [str(n) for n in range(count)]
+
     def timed(self, seconds: float) -> None:
         """Take note of how long a run took."""
         self.base.timed(seconds)

@@ -137,7 +137,7 @@ class Runner:
             if job.outputs or job.rows != rows:
                 return None
         try:
-            replies = model.replies.make(_output_names(model, results), results, len(jobs), rows)
+            replies = model.replies.make(model.name_outputs(len(results)), results, len(jobs), rows)
         except Exception:  # noqa: BLE001  # a plug-in's result may be anything: one by one it gets its error
             return None
         if replies is None:
@@ -170,7 +170,7 @@ class Runner:
         return Finished(job, OK, outputs, staged)
 
     def _to_reply(self, model: Model, job: Job, results: list[Array]) -> Finished:
-        names = _output_names(model, results)
+        names = model.name_outputs(len(results))
         values: list[tuple[str, bytes | memoryview | str]] = []
         outputs: list[tuple[bytes, bytes, bytes]] = []
         staged: list[Any] = []
@@ -211,10 +211,6 @@ class Runner:
     def _stage_id(self) -> str:
         # Not to be guessed: whoever knows the name of an output that its caller is to fetch can fetch it.
         return f"{self._name}-{secrets.token_hex(12)}"
-
-
-def _output_names(model: Model, results: Sequence[Array]) -> Sequence[str]:
-    return model.output_names or [f"output_{n}" for n in range(len(results))]
 
 
 def _stack(jobs: Sequence[Job], rows: int) -> list[Array]:

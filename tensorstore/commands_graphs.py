@@ -69,9 +69,7 @@ def ai_dagexecute(
     return _dag("AI_DAGEXECUTE", operations, submit, load, persist)
 
 
-def ai_dagexecute_ro(
-    operations: Sequence[Operation], submit: Submit, *, load: Sequence[Name] = ()
-) -> Command[bytes]:
+def ai_dagexecute_ro(operations: Sequence[Operation], submit: Submit, *, load: Sequence[Name] = ()) -> Command[bytes]:
     """Run operations that call no script as one job that writes no key; see `ai_dagexecute`."""
     return _dag("AI_DAGEXECUTE_RO", operations, submit, load, ())
 

@@ -30,6 +30,7 @@ NAMES = {
     "AsyncHandle": "Handle",
     "AsyncInference": "Inference",
     "AsyncModels": "Models",
+    "AsyncScripts": "Scripts",
     "AsyncTensors": "Tensors",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

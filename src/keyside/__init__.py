@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from keyside.clients._sync.client import Client
     from keyside.clients._sync.handle import Handle
     from keyside.clients.inputs import Key
+    from keyside.clients.scripts import Script
     from keyside.clients.versions import ModelVersion
+    from keyside.executor.functions import function, metric
     from keyside.tensorstore import errors
     from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
+    from keyside.tensorstore.commands_scripts import ListedScript
     from keyside.tensorstore.errors import KeysideError
     from keyside.tensorstore.plain import TensorMeta
     from keyside.tensorstore.records import ModelInfo, Signature, TensorSpec, VersionInfo
@@ -32,15 +35,19 @@ __all__ = [
     "KeysideError",
     "Limits",
     "ListedModel",
+    "ListedScript",
     "ModelInfo",
     "ModelStats",
     "ModelVersion",
+    "Script",
     "Signature",
     "TensorMeta",
     "TensorSpec",
     "VersionInfo",
     "__version__",
     "errors",
+    "function",
+    "metric",
 ]
 
 __version__ = "0.1.0"
@@ -55,13 +62,17 @@ _HOMES = {
     "KeysideError": "tensorstore.errors",
     "Limits": "tensorstore.commands",
     "ListedModel": "tensorstore.commands",
+    "ListedScript": "tensorstore.commands_scripts",
     "ModelInfo": "tensorstore.records",
     "ModelStats": "tensorstore.commands",
     "ModelVersion": "clients.versions",
+    "Script": "clients.scripts",
     "Signature": "tensorstore.records",
     "TensorMeta": "tensorstore.plain",
     "TensorSpec": "tensorstore.records",
     "VersionInfo": "tensorstore.records",
+    "function": "executor.functions",
+    "metric": "executor.functions",
 }
 
 
