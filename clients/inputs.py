@@ -15,7 +15,18 @@ from keyside.tensorstore.commands import INLINE, InputSpec, Submit, ai_modelexec
 from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadValue
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["Bound", "Key", "Moved", "bind", "bind_keys", "count_rows", "output_keys", "request", "strangers"]
+__all__ = [
+    "Bound",
+    "Key",
+    "Moved",
+    "bind",
+    "bind_keys",
+    "count_rows",
+    "input_spec",
+    "output_keys",
+    "request",
+    "strangers",
+]
 
 _MODES = {"copy": b"KEY", "ref": b"REF", "own": b"OWN"}
 
@@ -41,6 +52,11 @@ class Key:
 
 
 Maker = Callable[[list[InputSpec]], Callable[[Submit], Command[bytes]]]
+
+
+def input_spec(key: Key) -> InputSpec:
+    """Return a key as a job takes it."""
+    return InputSpec(_MODES[key.mode], to_bytes(key.name))
 
 
 class Moved(NamedTuple):

@@ -27,6 +27,8 @@ NAMES = {
     "AsyncBase": "Base",
     "AsyncCluster": "SyncCluster",
     "AsyncClient": "Client",
+    "AsyncDag": "Dag",
+    "AsyncGraphs": "Graphs",
     "AsyncHandle": "Handle",
     "AsyncInference": "Inference",
     "AsyncModels": "Models",

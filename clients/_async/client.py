@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+from keyside.clients._async.graphs import AsyncGraphs
 from keyside.clients._async.inference import AsyncInference
 from keyside.clients._async.models import AsyncModels
 from keyside.clients._async.scripts import AsyncScripts
@@ -12,7 +13,7 @@ from keyside.clients.transport_async import AsyncTransport
 __all__ = ["AsyncClient"]
 
 
-class AsyncClient(AsyncTensors, AsyncScripts, AsyncModels, AsyncInference):
+class AsyncClient(AsyncTensors, AsyncScripts, AsyncGraphs, AsyncModels, AsyncInference):
     """Tensors, models and inference on a Redis or Valkey server, or on a cluster of them.
 
     Nothing is sent before the first call. Close it, or use it as a context manager.

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keyside.clients._async.client import AsyncClient
+    from keyside.clients._async.graphs import AsyncDag
     from keyside.clients._async.handle import AsyncHandle
     from keyside.clients._sync.client import Client
+    from keyside.clients._sync.graphs import Dag
     from keyside.clients._sync.handle import Handle
+    from keyside.clients.graph import Graph
     from keyside.clients.inputs import Key
     from keyside.clients.scripts import Script
     from keyside.clients.versions import ModelVersion
@@ -28,8 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "AsyncDag",
     "AsyncHandle",
     "Client",
+    "Dag",
+    "Graph",
     "Handle",
     "Key",
     "KeysideError",
@@ -55,8 +61,11 @@ __version__ = "0.1.0"
 # Imported when first used: the command line, which shows its help in no time, is part of this package too.
 _HOMES = {
     "AsyncClient": "clients._async.client",
+    "AsyncDag": "clients._async.graphs",
     "AsyncHandle": "clients._async.handle",
     "Client": "clients._sync.client",
+    "Dag": "clients._sync.graphs",
+    "Graph": "clients.graph",
     "Handle": "clients._sync.handle",
     "Key": "clients.inputs",
     "KeysideError": "tensorstore.errors",
