@@ -13,7 +13,8 @@ from keyside.executor.model import Model
 from keyside.executor.protocol import INLINE_OUTPUT, Finished, Job
 from keyside.tensorstore import keys, npy
 from keyside.tensorstore.errors import KeysideError, RunFailed
-from keyside.tensorstore.records import encode_reply, encode_results
+from keyside.tensorstore.records import encode_reply
+from keyside.tensorstore.results import encode_results
 
 __all__ = ["Ran", "Runner"]
 

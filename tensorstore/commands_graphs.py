@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keyside.tensorstore.command import Command, Name, to_bytes
 from keyside.tensorstore.commands import InputSpec, Submit
 from keyside.tensorstore.errors import from_reply
-from keyside.tensorstore.records import decode_results
+from keyside.tensorstore.results import decode_results
 
 __all__ = [
     "GetTensor",

@@ -18,9 +18,7 @@ __all__ = [
     "TensorSpec",
     "VersionInfo",
     "decode_reply",
-    "decode_results",
     "encode_reply",
-    "encode_results",
     "model_id",
     "reply_parts",
 ]
@@ -259,38 +257,9 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder()
 
 
-class _Results(msgspec.Struct, frozen=True):
-    results: list[str | bytes | dict[str, str]]
-
-
-_RESULTS = msgspec.msgpack.Decoder(_Results)
-
-
 def encode_reply(target: str, outputs: Iterable[tuple[str, bytes | memoryview | str]]) -> bytes:
     """Return the reply to a prediction, one msgpack map (docs/protocol.md section 5)."""
     return _ENCODER.encode({"target": target, "outputs": dict(outputs)})
-
-
-def encode_results(results: Sequence[str | bytes | Mapping[str, str]]) -> bytes:
-    """Return the reply to a DAG, one msgpack map (docs/protocol.md section 5).
-
-    Args:
-        results: of each operation `OK`, `NA`, the text of its error, an npy file, or `{"key": name}`, a key that holds
-            one.
-    """
-    return _ENCODER.encode({"results": results})
-
-
-def decode_results(data: bytes | memoryview) -> list[str | bytes | dict[str, str]]:
-    """Read the reply to a DAG.
-
-    Raises:
-        BadArg: the bytes are no such reply.
-    """
-    try:
-        return _RESULTS.decode(data).results
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadArg(f"not a reply to a DAG: {error}") from None
 
 
 def reply_parts(target: str, outputs: Sequence[tuple[str, bytes, int]]) -> list[bytes]:
