@@ -29,13 +29,21 @@ class DagJob(Model):
         self.digest = ""
         self.nbytes = 0
         self.max_rows, self.min_rows, self.min_wait = 1, 0, 0.0
-        self.run_s = 0.0
+        # Whether it is quick its members know, once they have run; each may run more than once.
+        known = [member.run_s for member in members.values()]
+        self.run_s = sum(known) * self._count(job) + 1e-6 if all(known) else 0.0
         limits = [member.run_limit_s for member in members.values()]
         self.run_limit_s = sum(limits) if all(limits) else 0.0
         self.replies = Replies(self.title, INLINE_OUTPUT)
         self.result: DagResult | None = None
         self._program = (job.extra or {}).get(b"d")
         self._members = members
+
+    @staticmethod
+    def _count(job: Job) -> int:
+        program = (job.extra or {}).get(b"d")
+        operations = program.get(b"o") if isinstance(program, dict) else None
+        return len(operations) if isinstance(operations, list) else 1
 
     @property
     def stackable(self) -> bool:

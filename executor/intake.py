@@ -7,8 +7,7 @@ from typing import Any
 import structlog
 
 from keyside.executor.cache import ModelCache, ModelRef
-from keyside.executor.composite import Composite, members_of
-from keyside.executor.dag_job import DagJob
+from keyside.executor.composite import make_whole, members_of
 from keyside.executor.lane import Lane
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
@@ -193,8 +192,7 @@ class Intake:
         try:
             for target, _, key in members_of(job):
                 found[target].check_key(key)
-            whole = DagJob(job, found) if job.is_dag else Composite(found[""], job, found)
-            whole.prepare(job)
+            whole = make_whole(job, found)
         except KeysideError as error:
             self._fail(job, error)
             return None

@@ -1,5 +1,6 @@
 """The members of graphs and DAGs: what a composite calls, bound by position or by name and checked before."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from keyside.executor.backends.base import Array, Member, one_line
@@ -38,7 +39,7 @@ def run_member(
     specs = member.signature.inputs
     for spec, array in zip(specs, arrays, strict=True):
         check_tensor(member.title, spec, array)
-    results = _run(lambda: member.run_with(arrays, members) if member.is_graph else member.run(arrays))
+    results = _run(member, lambda: member.run_with(arrays, members) if member.is_graph else member.run(arrays))
     if not isinstance(outputs, Mapping):
         return _by_position(member.title, results, outputs)
     names = member.output_names or [f"output_{n}" for n in range(len(results))]
@@ -60,7 +61,7 @@ def call_member(
 ) -> dict[str, Array]:
     """Call a function of a script; see `run_member`."""
     member = _find(members, target)
-    results = _run(lambda: member.call(function, inputs, keys, args))
+    results = _run(member, lambda: member.call(function, inputs, keys, args))
     return _by_position(member.title, results, outputs)
 
 
@@ -71,9 +72,10 @@ def check_tensor(title: str, spec: TensorSpec, array: Array) -> None:
         BadDtype: its dtype is another.
         BadShape: its shape does not fit.
     """
-    dtype = dtypes.of(array.dtype).name
-    if spec.dtype not in ("", dtype):
-        raise BadDtype(f"input {spec.name!r} of {title!r} takes {spec.dtype}, got {dtype}")
+    if spec.dtype:
+        dtype = dtypes.of(array.dtype).name
+        if spec.dtype != dtype:
+            raise BadDtype(f"input {spec.name!r} of {title!r} takes {spec.dtype}, got {dtype}")
     if spec.shape is not None and (
         len(spec.shape) != array.ndim
         or any(want not in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True))
@@ -90,13 +92,16 @@ def _find(members: Mapping[str, Member], target: str) -> Member:
     return member
 
 
-def _run(run: Callable[[], list[Array]]) -> list[Array]:
+def _run(member: Member, run: Callable[[], list[Array]]) -> list[Array]:
+    began = time.perf_counter()
     try:
-        return run()
+        found = run()
     except KeysideError:
         raise
     except Exception as error:  # a plug-in's backend may raise anything
         raise RunFailed(f"{type(error).__name__}: {one_line(error)}") from error
+    member.timed(time.perf_counter() - began)
+    return found
 
 
 def _bind_inputs(member: Member, inputs: Sequence[Array] | Mapping[str, Array]) -> list[Array]:

@@ -1,10 +1,10 @@
 """What stored graphs are made of: steps, and the conditions in them."""
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from keyside.tensorstore.records import TensorSpec
@@ -12,7 +12,7 @@ from keyside.tensorstore.records import TensorSpec
 __all__ = ["OPERATORS", "TAKES", "Const", "Each", "If", "Let", "Names", "Program", "Run", "Script", "Step", "Test"]
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    ">": np.greater, ">=": np.greater_equal, "<": np.less, "<=": np.less_equal, "==": np.equal, "!=": np.not_equal,
+    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
 """How a condition compares."""
 

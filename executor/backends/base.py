@@ -112,6 +112,10 @@ class Member(Protocol):
         """Run it on arrays in the order of its signature."""
         ...
 
+    def timed(self, seconds: float) -> None:
+        """Take note of how long a run took."""
+        ...
+
     def run_with(self, inputs: Sequence[Array], members: Mapping[str, Any]) -> list[Array]:
         """Run a graph; see `GraphModel.run_with`."""
         ...

@@ -1,7 +1,6 @@
 """The GRAPH backend: stored graphs, whose steps run other models and scripts, all in the memory of one executor."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -82,9 +81,8 @@ class GraphModel:
         self.signature = Signature(program.inputs, tuple(TensorSpec(name, "", None) for name in program.outputs))
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Refuse: see `run_with`."""
-        del inputs
-        raise RunFailed("a graph runs only where its members are at hand: call it as a target of its own")
+        """Run a graph that runs no other; see `run_with`."""
+        return self.run_with(inputs, {})
 
     def run_with(self, inputs: Sequence[Array], members: Mapping[str, Member]) -> list[Array]:
         """Run the graph.
@@ -113,37 +111,53 @@ class GraphModel:
 def _run(steps: Sequence[graph.Step], env: dict[str, Array], members: Mapping[str, Member]) -> None:
     """Run steps in their order; what they assign goes into `env`."""
     for step in steps:
-        match step:
-            case graph.Run():
-                with _within(f"run {step.target!r}"):
-                    env.update(run_member(members, step.target, _given(step.inputs, env), step.outputs))
-            case graph.Script():
-                with _within(f"script {step.target!r} {step.function!r}"):
-                    given = [env[name] for name in step.inputs]
-                    found = call_member(members, step.target, step.function, given, step.outputs, step.keys, step.args)
-                    env.update(found)
-            case graph.Const():
-                env[step.output] = step.value
-            case graph.Let():
-                env[step.name] = env[step.source]
-            case graph.If():
-                with _within(f"if {step.test.tensor!r}"):
-                    holds = decide(step.test, env[step.test.tensor])
-                inner = dict(env)
-                _run(step.then if holds else step.otherwise, inner, members)
-                env.update((name, inner[name]) for name in step.gives)
-            case graph.Each():
-                with _within(f"each {step.over!r}"):
-                    _run_each(step, env, members)
+        try:
+            _KINDS[type(step)](step, env, members)
+        except KeysideError as error:
+            where = _where(step)
+            if not where:
+                raise  # the step within has said so
+            raise type(error)(f"{where}: {error.text}") from error
 
 
-@contextmanager
-def _within(where: str) -> Iterator[None]:
+def _where(step: graph.Step) -> str:
     """Say in errors which step they are of."""
+    match step:
+        case graph.Run():
+            return f"run {step.target!r}"
+        case graph.Script():
+            return f"script {step.target!r} {step.function!r}"
+        case graph.Each():
+            return f"each {step.over!r}"
+    return ""
+
+
+def _run_model(step: graph.Run, env: dict[str, Array], members: Mapping[str, Member]) -> None:
+    env.update(run_member(members, step.target, _given(step.inputs, env), step.outputs))
+
+
+def _run_script(step: graph.Script, env: dict[str, Array], members: Mapping[str, Member]) -> None:
+    given = [env[name] for name in step.inputs]
+    env.update(call_member(members, step.target, step.function, given, step.outputs, step.keys, step.args))
+
+
+def _run_const(step: graph.Const, env: dict[str, Array], _: object) -> None:
+    env[step.output] = step.value
+
+
+def _run_let(step: graph.Let, env: dict[str, Array], _: object) -> None:
+    env[step.name] = env[step.source]
+
+
+def _run_if(step: graph.If, env: dict[str, Array], members: Mapping[str, Member]) -> None:
     try:
-        yield
+        holds = decide(step.test, env[step.test.tensor])
     except KeysideError as error:
-        raise type(error)(f"{where}: {error.text}") from error
+        raise type(error)(f"if {step.test.tensor!r}: {error.text}") from error
+    inner = dict(env)
+    _run(step.then if holds else step.otherwise, inner, members)
+    for name in step.gives:
+        env[name] = inner[name]
 
 
 def _given(names: tuple[str, ...] | Mapping[str, str], env: Mapping[str, Array]) -> list[Array] | dict[str, Array]:
@@ -167,12 +181,24 @@ def _run_each(step: graph.Each, env: dict[str, Array], members: Mapping[str, Mem
     for n in range(count):
         inside = dict(env)
         inside[step.item] = rows[n : n + 1] if step.keep else rows[n]
-        with _within(f"row {n}"):
+        try:
             _run(step.steps, inside, members)
+        except KeysideError as error:
+            raise type(error)(f"row {n}: {error.text}") from error
         for inner, found in parts.items():
             found.append(np.asarray(inside[inner]))
     for inner, outer in step.collect.items():
         env[outer] = _together(inner, parts[inner], keep=step.keep)
+
+
+_KINDS: Final[dict[type, Callable[[Any, dict[str, Array], Mapping[str, Member]], None]]] = {
+    graph.Run: _run_model,
+    graph.Script: _run_script,
+    graph.Const: _run_const,
+    graph.Let: _run_let,
+    graph.If: _run_if,
+    graph.Each: _run_each,
+}
 
 
 def _together(name: str, parts: Sequence[Array], *, keep: bool) -> Array:

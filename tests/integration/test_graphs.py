@@ -96,6 +96,15 @@ async def test_graphs_in_graphs(client: Any) -> None:
     np.testing.assert_array_equal(await client.predict("outer", X), (X * 2 + 1) * 2 + 1)
 
 
+async def test_a_graph_of_no_models(client: Any) -> None:
+    g = Graph()
+    x = g.input("x")
+    g.output("y", g.when(x.rows() > 1, then=lambda: x, otherwise=np.zeros((1, 4), np.float32)))
+    await client.store_graph("choose", g)
+    np.testing.assert_array_equal(await client.predict("choose", X), X)
+    np.testing.assert_array_equal(await client.predict("choose", X[:1]), np.zeros((1, 4), np.float32))
+
+
 async def test_a_member_follows_its_name(client: Any) -> None:
     await client.store_graph("cascade", cascade())
     await client.store("affine", models.affine(3.0, 0.0))

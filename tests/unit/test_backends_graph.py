@@ -44,6 +44,9 @@ class Fake:
         found = self._function(*inputs)
         return list(found) if isinstance(found, tuple) else [found]
 
+    def timed(self, seconds: float) -> None:
+        assert seconds >= 0
+
     def run_with(self, inputs: Sequence[Array], members: Mapping[str, Any]) -> list[Array]:
         assert self._inner is not None
         return self._inner.run_with(inputs, members)
@@ -91,7 +94,7 @@ def test_what_is_loaded() -> None:
     assert not model.stackable
     assert model.nbytes > 0
     assert model.signature == Signature((TensorSpec("x", "FLOAT", (-1, 4)),), (TensorSpec("y", "", None),))
-    with pytest.raises(RunFailed):
+    with pytest.raises(BadInput, match="run 'a': 'a' was not resolved"):
         model.run([ROW])
     with pytest.raises(RunFailed, match="takes 1 inputs, got 2"):
         model.run_with([ROW, ROW], {})
@@ -125,6 +128,12 @@ def test_what_does_not_belong_to_a_graph(more: Any) -> None:
 
 
 # --- steps
+
+
+def test_a_graph_that_runs_no_other() -> None:
+    model = load({"inputs": ["x"], "outputs": ["x"], "steps": []})
+    (found,) = model.run([ROW])
+    np.testing.assert_array_equal(found, ROW)
 
 
 def test_models_by_position_and_by_name() -> None:
