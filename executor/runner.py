@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from keyside.executor.backends.base import Array, one_line
+from keyside.executor.dag_job import DagJob
 from keyside.executor.model import Model
 from keyside.executor.protocol import INLINE_OUTPUT, Finished, Job
 from keyside.tensorstore import keys, npy
 from keyside.tensorstore.errors import KeysideError, RunFailed
 from keyside.tensorstore.records import encode_reply
+from keyside.tensorstore.results import encode_results
 
 __all__ = ["Ran", "Runner"]
 
@@ -136,7 +138,7 @@ class Runner:
             if job.outputs or job.rows != rows:
                 return None
         try:
-            replies = model.replies.make(_output_names(model, results), results, len(jobs), rows)
+            replies = model.replies.make(model.name_outputs(len(results)), results, len(jobs), rows)
         except Exception:  # noqa: BLE001  # a plug-in's result may be anything: one by one it gets its error
             return None
         if replies is None:
@@ -145,6 +147,8 @@ class Runner:
 
     def _finish(self, model: Model, job: Job, results: list[Array]) -> Finished:
         try:
+            if isinstance(model, DagJob):
+                return self._to_results(model, job)
             if job.outputs:
                 return self._to_keys(job, results)
             return self._to_reply(model, job, results)
@@ -167,7 +171,7 @@ class Runner:
         return Finished(job, OK, outputs, staged)
 
     def _to_reply(self, model: Model, job: Job, results: list[Array]) -> Finished:
-        names = _output_names(model, results)
+        names = model.name_outputs(len(results))
         values: list[tuple[str, bytes | memoryview | str]] = []
         outputs: list[tuple[bytes, bytes, bytes]] = []
         staged: list[Any] = []
@@ -182,13 +186,32 @@ class Runner:
                 values.append((name, key.decode()))
         return Finished(job, encode_reply(model.title, values), outputs, staged)
 
+    def _to_results(self, dag: DagJob, job: Job) -> Finished:
+        """What each operation of a DAG has given; what it persists goes to keys, if all of them ran."""
+        result = dag.result
+        if result is None:
+            raise RunFailed("it has not run")
+        finished = Finished(job, OK, [], []) if result.error is not None else self._to_keys(job, result.persisted)
+        finished.error = result.error
+        shown: list[str | bytes | dict[str, str]] = []
+        for one in result.results:
+            if isinstance(one, str):
+                shown.append(one)
+                continue
+            header, data = npy.encode(one)
+            if len(header) + data.nbytes <= INLINE_OUTPUT:
+                shown.append(b"".join((header, data)))
+            else:
+                key = keys.output(None, self._stage_id(), self.node.tag)
+                finished.staged.append((key, header, data, STAGED_MS))
+                finished.outputs.append((b"", b"K", key))
+                shown.append({"key": key.decode()})
+        finished.reply = encode_results(shown)
+        return finished
+
     def _stage_id(self) -> str:
         # Not to be guessed: whoever knows the name of an output that its caller is to fetch can fetch it.
         return f"{self._name}-{secrets.token_hex(12)}"
-
-
-def _output_names(model: Model, results: Sequence[Array]) -> Sequence[str]:
-    return model.output_names or [f"output_{n}" for n in range(len(results))]
 
 
 def _stack(jobs: Sequence[Job], rows: int) -> list[Array]:
