@@ -1,10 +1,10 @@
---- AI_TENSORSET: write a tensor that is given as bytes or as decimal numbers.
+--- AI_TENSORSET: write a tensor that is given as bytes or as decimal numbers, and start the runs of triggers ON SET.
 -- KEYS[1] key            the tensor; what is there must be a tensor too, and goes with its TTL
 -- ARGV[1] dtype          one of the names of the dtype table
 -- ARGV[2..] arguments    dim... [BLOB bytes | VALUES value...]; without data zeros or empty strings
 -- Returns: OK
--- Errors: BADARG BADVALUE TOOBIG WRONGTYPE
--- Flags: none
+-- Errors: BADARG BADVALUE TOOBIG WRONGTYPE BUSY OOM NOPERM TRYAGAIN
+-- Flags: allow-cross-slot-keys
 
 local function tensorset_replaceable(key)
   local start = redis.pcall('GETRANGE', key, 0, 5)
@@ -27,6 +27,11 @@ local function AI_TENSORSET(KEYS, ARGV)
   end
   local header, data = tensorset.read(ARGV, 1)
   tensorset_replaceable(key)
+  local own = node.keys()
+  local list = onset.all(own)
   redis.call('SET', key, header .. data)
+  if list then
+    onset.changed(own, list, key, {}, true)
+  end
   return redis.status_reply('OK')
 end
