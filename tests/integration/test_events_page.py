@@ -16,8 +16,8 @@ def test_the_program_on_the_page_runs(executor: Executor, db: Any) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/events.md").read_text(), re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=ROOT, env=os.environ | {"KEYSIDE_URL": executor.url},
-        capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=os.environ | {"KEYSIDE_URL": executor.url}, capture_output=True, text=True, timeout=60,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
