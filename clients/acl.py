@@ -240,7 +240,7 @@ def _see_models(role: _Role, models: list[str], *queues: str) -> None:
 def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: bool) -> list[Grant]:
     role = _Role((
         "AI_PREDICT", "AI_MODELEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET", "AI_MODELSCAN", "AI_INFO",
-        "AI_NODE", "AI_LIMITGET", "KS_VERSION", "AI_TENSORCHANGED", *_SEE_TRIGGERS,
+        "AI_NODE", "AI_LIMITGET", "KS_VERSION", "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO", "AI_TENSORCHANGED", *_SEE_TRIGGERS,
     ))  # fmt: skip
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
@@ -270,13 +270,15 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     )  # fmt: skip
     _see_models(role, models, "xadd", "xack", "xdel")
     role.call((*own, *_keys("~", read), *temporary, *_keys("~", models)), role.functions)
+    # A DAG without keys of the caller's is at home where its reply goes.
+    role.call(_own("~", "t:*", "mb:*"), ("AI_DAGEXECUTE", "AI_DAGEXECUTE_RO"))
     return role.done()
 
 
 def _model_manager(keys: list[str], read: list[str], models: list[str], blobs: bool) -> list[Grant]:
     role = _Role((
-        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITSET",
-        "AI_LIMITGET", "KS_VERSION",
+        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_SCRIPTSTORE", "AI_SCRIPTDEL", "AI_SCRIPTGET",
+        "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE", "AI_LIMITSET", "AI_LIMITGET", "KS_VERSION",
     ))  # fmt: skip
     del keys, read
     role.add(_keys("~", models), "hash", "any", plain=_READ_MODEL, without=("COPY", "RENAME"))
@@ -301,8 +303,8 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
             "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
             "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
-            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
-            "xgroup|createconsumer", "xgroup|delconsumer",
+            "xautoclaim", "xpending", "zcount", "lrange", "smembers", "sscan", "zscan", "xinfo|consumers",
+            "xinfo|groups", "xinfo|stream", "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),
         ),
@@ -312,7 +314,7 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
     return role.done(
         "function|list", "function|load", "info", "client|unblock", "client|no-evict", "subscribe", "psubscribe",
         "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "publish", "spublish", "role", "wait",
-        "multi", "exec", "unwatch", "cluster|myid", "cluster|slots", "readonly", "asking",
+        "multi", "exec", "unwatch", "cluster|myid", "cluster|slots", "readonly", "asking", "pubsub|numsub",
         channels=channels,
     )  # fmt: skip
 

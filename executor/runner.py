@@ -9,11 +9,13 @@ import numpy as np
 
 from keyside.executor import events
 from keyside.executor.backends.base import Array, one_line
+from keyside.executor.dag_job import DagJob
 from keyside.executor.model import Model
 from keyside.executor.protocol import INLINE_OUTPUT, Finished, Job
 from keyside.tensorstore import keys, npy
 from keyside.tensorstore.errors import KeysideError, RunFailed
 from keyside.tensorstore.records import encode_reply
+from keyside.tensorstore.results import encode_results
 
 __all__ = ["Ran", "Runner"]
 
@@ -137,7 +139,7 @@ class Runner:
             if job.outputs or job.rows != rows or job.extra is not None:
                 return None
         try:
-            replies = model.replies.make(_output_names(model, results), results, len(jobs), rows)
+            replies = model.replies.make(model.name_outputs(len(results)), results, len(jobs), rows)
         except Exception:  # noqa: BLE001  # a plug-in's result may be anything: one by one it gets its error
             return None
         if replies is None:
@@ -146,6 +148,8 @@ class Runner:
 
     def _finish(self, model: Model, job: Job, results: list[Array]) -> Finished:
         try:
+            if isinstance(model, DagJob):
+                return self._to_results(model, job)
             if events.event_of(job) is not None:
                 return self._to_event(model, job, results)
             if job.outputs:
@@ -170,7 +174,7 @@ class Runner:
         return Finished(job, OK, outputs, staged)
 
     def _to_reply(self, model: Model, job: Job, results: list[Array]) -> Finished:
-        values, outputs, staged = self._in_reply(_output_names(model, results), results, INLINE_OUTPUT)
+        values, outputs, staged = self._in_reply(model.name_outputs(len(results)), results, INLINE_OUTPUT)
         return Finished(job, encode_reply(model.title, values), outputs, staged)
 
     def _in_reply(
@@ -193,7 +197,7 @@ class Runner:
 
     def _to_event(self, model: Model, job: Job, results: list[Array]) -> Finished:
         """A run that a trigger has started: what its subscribers read."""
-        names = _output_names(model, results)
+        names = model.name_outputs(len(results))
         if job.outputs:
             finished = self._to_keys(job, results)
             said = [
@@ -212,13 +216,32 @@ class Runner:
         at = "" if tag == keys.STANDALONE_TAG or "@" in job.queue else f"@{tag.decode()}"
         return f"{job.queue}{at}/{job.id.decode()}"
 
+    def _to_results(self, dag: DagJob, job: Job) -> Finished:
+        """What each operation of a DAG has given; what it persists goes to keys, if all of them ran."""
+        result = dag.result
+        if result is None:
+            raise RunFailed("it has not run")
+        finished = Finished(job, OK, [], []) if result.error is not None else self._to_keys(job, result.persisted)
+        finished.error = result.error
+        shown: list[str | bytes | dict[str, str]] = []
+        for one in result.results:
+            if isinstance(one, str):
+                shown.append(one)
+                continue
+            header, data = npy.encode(one)
+            if len(header) + data.nbytes <= INLINE_OUTPUT:
+                shown.append(b"".join((header, data)))
+            else:
+                key = keys.output(None, self._stage_id(), self.node.tag)
+                finished.staged.append((key, header, data, STAGED_MS))
+                finished.outputs.append((b"", b"K", key))
+                shown.append({"key": key.decode()})
+        finished.reply = encode_results(shown)
+        return finished
+
     def _stage_id(self) -> str:
         # Not to be guessed: whoever knows the name of an output that its caller is to fetch can fetch it.
         return f"{self._name}-{secrets.token_hex(12)}"
-
-
-def _output_names(model: Model, results: Sequence[Array]) -> Sequence[str]:
-    return model.output_names or [f"output_{n}" for n in range(len(results))]
 
 
 def _stack(jobs: Sequence[Job], rows: int) -> list[Array]:

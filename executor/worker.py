@@ -128,7 +128,7 @@ class Worker:
         # On one core it would be in the way of whom it waits for; under a quota it would use that up.
         self._spin_s = settings.spin_us / 1e6 if cores.allowed() >= SPIN_CORES else 0.0
         self._claim_thread = 0
-        limits = Limits(self._runners, lambda: self._loader.under_way, settings.load_limit_s)
+        limits = Limits(self._runners, lambda: self._loader.under_way, settings.load_limit_s, settings.run_memory)
         self.watchdog = Watchdog(self, Abandoner(self, limits, self._delivery))
         self.takeover = Takeover(self, self._intake, self._lanes)
         self.strays = Strays(self)

@@ -3,8 +3,10 @@
 
 from typing import Any, Self
 
+from keyside.clients._sync.graphs import Graphs
 from keyside.clients._sync.inference import Inference
 from keyside.clients._sync.models import Models
+from keyside.clients._sync.scripts import Scripts
 from keyside.clients._sync.tensors import Tensors
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.transport_sync import SyncTransport
@@ -12,7 +14,7 @@ from keyside.clients.transport_sync import SyncTransport
 __all__ = ["Client"]
 
 
-class Client(Tensors, Models, Inference):
+class Client(Tensors, Scripts, Graphs, Models, Inference):
     """Tensors, models and inference on a Redis or Valkey server, or on a cluster of them.
 
     Nothing is sent before the first call. Close it, or use it as a context manager.

@@ -13,29 +13,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keyside import features
     from keyside.clients._async.client import AsyncClient
+    from keyside.clients._async.graphs import AsyncDag
     from keyside.clients._async.handle import AsyncHandle
     from keyside.clients._sync.client import Client
+    from keyside.clients._sync.graphs import Dag
     from keyside.clients._sync.handle import Handle
+    from keyside.clients.graph import Graph
     from keyside.clients.inputs import Key
+    from keyside.clients.scripts import Script
     from keyside.clients.versions import ModelVersion
+    from keyside.executor.functions import function, metric
     from keyside.tensorstore import errors
     from keyside.tensorstore.commands import Limits, ListedModel, ModelStats
+    from keyside.tensorstore.commands_scripts import ListedScript
     from keyside.tensorstore.errors import KeysideError
     from keyside.tensorstore.plain import TensorMeta
     from keyside.tensorstore.records import ModelInfo, Signature, TensorSpec, VersionInfo
 
 __all__ = [
     "AsyncClient",
+    "AsyncDag",
     "AsyncHandle",
     "Client",
+    "Dag",
+    "Graph",
     "Handle",
     "Key",
     "KeysideError",
     "Limits",
     "ListedModel",
+    "ListedScript",
     "ModelInfo",
     "ModelStats",
     "ModelVersion",
+    "Script",
     "Signature",
     "TensorMeta",
     "TensorSpec",
@@ -43,6 +54,8 @@ __all__ = [
     "__version__",
     "errors",
     "features",
+    "function",
+    "metric",
 ]
 
 __version__ = "0.1.0"
@@ -50,20 +63,27 @@ __version__ = "0.1.0"
 # Imported when first used: the command line, which shows its help in no time, is part of this package too.
 _HOMES = {
     "AsyncClient": "clients._async.client",
+    "AsyncDag": "clients._async.graphs",
     "AsyncHandle": "clients._async.handle",
     "Client": "clients._sync.client",
+    "Dag": "clients._sync.graphs",
+    "Graph": "clients.graph",
     "Handle": "clients._sync.handle",
     "Key": "clients.inputs",
     "KeysideError": "tensorstore.errors",
     "Limits": "tensorstore.commands",
     "ListedModel": "tensorstore.commands",
+    "ListedScript": "tensorstore.commands_scripts",
     "ModelInfo": "tensorstore.records",
     "ModelStats": "tensorstore.commands",
     "ModelVersion": "clients.versions",
+    "Script": "clients.scripts",
     "Signature": "tensorstore.records",
     "TensorMeta": "tensorstore.plain",
     "TensorSpec": "tensorstore.records",
     "VersionInfo": "tensorstore.records",
+    "function": "executor.functions",
+    "metric": "executor.functions",
 }
 
 
