@@ -128,7 +128,7 @@ def trigger_counters(found: Mapping[str, Any]) -> TriggerStats:
             return 0  # somebody has spoilt it
 
     values = {name: number(name) for name in TriggerStats._fields if name != "last_error"}
-    return TriggerStats(**values, last_error=text(found.get("last_error") or b""))  # type: ignore[arg-type]
+    return TriggerStats(**values, last_error=text(found.get("last_error") or b""))
 
 
 def ai_tensorchanged(key: Name) -> Command[int]:
