@@ -29,6 +29,7 @@ WORDS = [
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
+    "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
     "|>", "LOAD", "PERSIST", "ROUTING", "TENSORSET", "TENSORGET", "MODELEXECUTE", "SCRIPTEXECUTE",
     "KEYS", "ARGS", "ENTRY_POINTS", "SOURCE", "FUNCTIONS",
 ]  # fmt: skip
