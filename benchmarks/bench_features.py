@@ -1,8 +1,8 @@
 """What does it save to gather features where they live: a transaction in hand, a reference of 256 numbers in Redis?
 
-The fraud scenario. The reference lies in a tensor, in a hash, or in a row of one large tensor; and once the transaction,
-30 numbers, lies in a hash too. Asking by one call stands beside what one does otherwise: read what lies there, make an
-array of it, and predict with that in hand. All take turns; every answer is checked against onnxruntime in this process.
+The fraud scenario. The reference lies in a tensor, in a hash, or in a row of one large tensor; once the transaction, 30
+numbers, lies in a hash too. Asking by one call stands beside what one does otherwise: read what lies there, make an
+array of it, and predict with that in hand. All take turns; each answer is checked against onnxruntime in this process.
 """
 
 import sys
