@@ -232,7 +232,7 @@ def _see_models(role: _Role, models: list[str], *queues: str) -> None:
 def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: bool) -> list[Grant]:
     role = _Role((
         "AI_PREDICT", "AI_MODELEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET", "AI_MODELSCAN", "AI_INFO",
-        "AI_NODE", "AI_LIMITGET", "KS_VERSION",
+        "AI_NODE", "AI_LIMITGET", "KS_VERSION", "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO",
     ))  # fmt: skip
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
@@ -258,13 +258,15 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     )  # fmt: skip
     _see_models(role, models, "xadd", "xack", "xdel")
     role.call((*own, *_keys("~", read), *temporary, *_keys("~", models)), role.functions)
+    # A DAG without keys of the caller's is at home where its reply goes.
+    role.call(_own("~", "t:*", "mb:*"), ("AI_DAGEXECUTE", "AI_DAGEXECUTE_RO"))
     return role.done()
 
 
 def _model_manager(keys: list[str], read: list[str], models: list[str], blobs: bool) -> list[Grant]:
     role = _Role((
-        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITSET",
-        "AI_LIMITGET", "KS_VERSION",
+        "AI_MODELSTORE", "AI_MODELDEL", "AI_MODELGET", "AI_MODELSCAN", "AI_SCRIPTSTORE", "AI_SCRIPTDEL", "AI_SCRIPTGET",
+        "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE", "AI_LIMITSET", "AI_LIMITGET", "KS_VERSION",
     ))  # fmt: skip
     del keys, read
     role.add(_keys("~", models), "hash", "any", plain=_READ_MODEL, without=("COPY", "RENAME"))

@@ -16,6 +16,7 @@ from tests.servers import Cluster, Server
 
 from keyside.tensorstore import keys, library
 from keyside.tensorstore.errors import CODES, KeysideError
+from keyside.tensorstore.records import Signature
 
 FUNCTIONS = sorted(library.functions())
 NATIVE = {"ERR", "NOGROUP", "WRONGTYPE", "NOPERM", "OOM"}
@@ -29,6 +30,8 @@ WORDS = [
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
     "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
+    "|>", "LOAD", "PERSIST", "ROUTING", "TENSORSET", "TENSORGET", "MODELEXECUTE", "SCRIPTEXECUTE",
+    "KEYS", "ARGS", "ENTRY_POINTS", "SOURCE", "FUNCTIONS",
 ]  # fmt: skip
 NUMBERS = [
     "0", "1", "2", "3", "4", "1000", "1001", "-1", "1.5", "1e400", "0x10", "nan", "inf", "2147483648",
@@ -47,6 +50,7 @@ NAMES = [
     "n",
     "m@1",
     "m@2",
+    "s",
     "@",
     "none",
     "{a}x",
@@ -84,6 +88,16 @@ SOUND: dict[str, list[Any]] = {
         "m", "INPUTS", "1", "VALUE", ROW, "NAMES", "1", "x", "OUTPUTS", "1", "y", "TIMEOUT", "1000", "TICKET", "T", "c",
         "PRIORITY", "HIGH",
     ],
+    "AI_DAGEXECUTE": [
+        "LOAD", "1", "x", "PERSIST", "1", "x", "TIMEOUT", "1000", "TICKET", "T", "c", "ID", "c", "1",
+        "|>", "TENSORSET", "t", "FLOAT", "1", "4", "VALUES", "1", "2", "3", "4",
+        "|>", "TENSORSET", "v", "VALUE", ROW, "|>", "MODELEXECUTE", "m", "INPUTS", "1", "x", "OUTPUTS", "1", "x",
+        "|>", "TENSORGET", "x", "META", "BLOB",
+    ],
+    "AI_DAGEXECUTE_RO": [
+        "ROUTING", "y", "|>", "TENSORSET", "t", "UINT8", "2", "BLOB", "|>",
+        "|>", "MODELEXECUTE", "m", "INPUTS", "1", "t", "OUTPUTS", "1", "z", "|>", "TENSORGET", "z",
+    ],
     "AI_CANCEL": ["T", "CPU/1-1"],
     "AI_DEADDEL": ["D", "1-1"],
     "AI_DEADGET": ["D"],
@@ -93,6 +107,14 @@ SOUND: dict[str, list[Any]] = {
     "AI_LIMITSET": ["JOBS", "1", "BYTES", "2", "RATE", "3", "PER", "4", "USERRATE", "5", "PER", "6"],
     "AI_INFO": ["VERSION", "1"],
     "AI_NODE": [],
+    "AI_SCRIPTSTORE": ["CPU", "TAG", "t", "ENTRY_POINTS", "1", "f", "OPTIONS", "{}", "SOURCE", "def f(): pass"],
+    "AI_SCRIPTGET": ["VERSION", "1", "META", "SOURCE"],
+    "AI_SCRIPTDEL": ["VERSION", "1"],
+    "AI_SCRIPTSCAN": ["0", "COUNT", "10"],
+    "AI_SCRIPTEXECUTE": [
+        "s", "f", "KEYS", "1", "k", "INPUTS", "2", "x", "VALUE", ROW, "ARGS", "1", "a", "OUTPUTS", "1", "y",
+        "TIMEOUT", "1000", "TICKET", "T", "c",
+    ],
     "KS_CATALOG": ["0", "10", "REVS"],
     "KS_MERGE": ["NEWER", "1", "m2", "5", "t", "2", "m2", "{}", "m3", "6", "", "0"],
     "KS_REFRESH": ["m", "none"],
@@ -141,6 +163,8 @@ def prepare(hand: Hand) -> dict[str, Any]:
     hand.do("FLUSHALL")
     hand.node = keys.NodeKeys(hand.beat("e1")[1])
     hand.store("m", blob=b"one")
+    hand.fcall("AI_SCRIPTSTORE", ["s"], "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS")
+    assert hand.publish("s", 1, Signature((), None)) == 1
     hand.store("n", blob=b"two", signature=None)
     hand.wire.call_many(
         [
@@ -225,9 +249,13 @@ def test_the_sound_call_is_taken(target: Server, function: str) -> None:
     with Hand(target.url_unix) as hand:
         stand_for = prepare(hand)
         args = [stand_for.get(arg, arg) if isinstance(arg, str) else arg for arg in SOUND[function]]
-        names = {"AI_TENSORSET": ["t"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"]}
+        names = {
+            "AI_TENSORSET": ["t"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"],
+            "AI_DAGEXECUTE": ["x"], "AI_DAGEXECUTE_RO": ["y"], "AI_SCRIPTEXECUTE": ["x", "y"],
+            "AI_SCRIPTGET": ["s"], "AI_SCRIPTDEL": ["s"], "AI_SCRIPTSTORE": ["s"],
+        }  # fmt: skip
         one = ["m"] if library.functions()[function].keys else []
         hand.do("DEL", "y")
-        if target.kind == "valkey" and hand.node.tag != b"0" and function == "AI_MODELEXECUTE":
+        if target.kind == "valkey" and hand.node.tag != b"0" and function in ("AI_MODELEXECUTE", "AI_SCRIPTEXECUTE"):
             return  # x and y are in different slots
         hand.fcall(function, names.get(function, one), *args)
