@@ -43,6 +43,7 @@ _WRITE_TENSOR = (
     "set", "mset", "setex", "psetex", "setnx", "setrange", "append", "getdel", "getset", "getex", "del", "unlink",
     "expire", "pexpire", "expireat", "pexpireat", "persist", "copy", "rename", "renamenx",
 )  # fmt: skip
+_GATHER = ("HMGET", "LLEN", "LRANGE", "ZCARD", "ZRANGE")  # what AI_PREDICT reads inputs with, besides tensors
 _READ_MODEL = ("hget", "hmget", "hgetall", "hexists", "hlen", "exists", "type")
 
 _GENERIC = frozenset({"EXISTS", "UNLINK", "PEXPIRE", "PEXPIREAT", "PERSIST", "PTTL", "RENAME", "COPY"})
@@ -239,6 +240,8 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
     role.add((*reads,), "string", "any", plain=_READ_TENSOR)
+    role.add((*own, *reads), plain=(one.lower() for one in _GATHER))
+    role.leave_out(*_GATHER)
     role.add(temporary, "string", "any", plain=("set", "pexpire", "unlink", "del"))
     # A capture is written, never read: that is for executors.
     role.add(
@@ -254,7 +257,7 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     tickets = ("t:*", "mb:*", "ticket:*") if any_ticket else ("t:*", "mb:*")
     role.add(
         _own("~", *tickets), "list", "any", plain=("blpop", "blmpop", "lpop", "lmpop", "llen", "unlink", "del"),
-        without=("COPY", "RENAME"),
+        without=("COPY", "RENAME", "LRANGE"),
     )  # fmt: skip
     _see_models(role, models, "xadd", "xack", "xdel")
     role.call((*own, *_keys("~", read), *temporary, *_keys("~", models)), role.functions)

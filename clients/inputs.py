@@ -13,9 +13,10 @@ from keyside.tensorstore import dtypes, keys, npy, plain
 from keyside.tensorstore.command import Command, to_bytes
 from keyside.tensorstore.commands import INLINE, InputSpec, Submit, ai_modelexecute, ai_predict
 from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadValue
+from keyside.tensorstore.features import Feature, Hash, ListRange, Numbers, Rows, SortedSet
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["Bound", "Key", "Moved", "bind", "bind_keys", "count_rows", "output_keys", "request", "strangers"]
+__all__ = ["KEYED", "Bound", "Key", "Moved", "bind", "bind_keys", "count_rows", "output_keys", "request", "strangers"]
 
 _MODES = {"copy": b"KEY", "ref": b"REF", "own": b"OWN"}
 
@@ -40,7 +41,11 @@ class Key:
             raise BadArg(f"the name of a Key is text or bytes, not {type(self.name).__name__}")
 
 
-Maker = Callable[[list[InputSpec]], Callable[[Submit], Command[bytes]]]
+KEYED: frozenset[type] = frozenset({Key, Hash, ListRange, Numbers, Rows, SortedSet})
+"""What names keys: a call with one of these goes where they are."""
+
+Maker = Callable[[list[InputSpec | Feature]], Callable[[Submit], Command[bytes]]]
+"""Makes the call of what is sent as its inputs."""
 
 
 class Moved(NamedTuple):
@@ -55,7 +60,7 @@ class Bound:
     """Inputs in the order in which they are sent.
 
     Attributes:
-        items: keys, arrays, and what is neither and has yet to be made an array of.
+        items: keys, what is gathered, arrays, and what is none of these and has yet to be made an array of.
         names: of the inputs; empty: they go by position.
     """
 
@@ -65,7 +70,7 @@ class Bound:
     @property
     def needs_signature(self) -> bool:
         """Whether there are plain numbers or text among them, which become what the model takes."""
-        return not all(isinstance(item, Key) or _is_array(item) for item in self.items)
+        return not all(isinstance(item, Key | Feature) or _is_array(item) for item in self.items)
 
     def convert(self, signature: Signature | None) -> None:
         """Make arrays of the plain values.
@@ -77,7 +82,7 @@ class Bound:
             KeysideError: a value does not fit.
         """
         for index, item in enumerate(self.items):
-            if not isinstance(item, Key) and not _is_array(item):
+            if not isinstance(item, Key | Feature) and not _is_array(item):
                 self.items[index] = _convert(item, self._spec(index, signature))
 
     def _spec(self, index: int, signature: Signature | None) -> TensorSpec | None:
@@ -100,8 +105,8 @@ def bind(inputs: object) -> Bound:
     """Tell one input from several.
 
     Args:
-        inputs: a mapping is inputs by name. A tuple or list with an array or a `Key` in it is inputs by position.
-            Anything else is the one input: so `[1.0, 2.0]` is one array of two numbers.
+        inputs: a mapping is inputs by name. A tuple or list with an array, a `Key` or a `Feature` in it is inputs by
+            position. Anything else is the one input: so `[1.0, 2.0]` is one array of two numbers.
 
     Raises:
         BadArg: a name is no text, or there are no inputs.
@@ -113,7 +118,7 @@ def bind(inputs: object) -> Bound:
             if not isinstance(name, str):
                 raise BadArg(f"names of inputs are text, not {type(name).__name__}")
         return Bound(list(inputs.values()), list(inputs))
-    if isinstance(inputs, list | tuple) and any(isinstance(item, Key) or _is_array(item) for item in inputs):
+    if isinstance(inputs, list | tuple) and any(isinstance(item, Key | Feature) or _is_array(item) for item in inputs):
         return Bound(list(inputs), [])
     return Bound([inputs], [])
 
@@ -156,7 +161,7 @@ def request(
     seq: int | None = None,
     make: Maker | None = None,
 ) -> Request:
-    """Make a request of inputs that are all keys or arrays.
+    """Make a request of inputs that are all keys, gathered, or arrays.
 
     Args:
         target: what to run.
@@ -177,7 +182,7 @@ def request(
     seq = identity.number() if seq is None else seq
     anchor = _tag(bound, outputs)
     if not node and anchor is not None:
-        check_slots([*(to_bytes(item.name) for item in bound.items if isinstance(item, Key)), *outputs])
+        check_slots([*(name for item in bound.items for name in _names(item)), *outputs])
 
     def parts(tag: bytes) -> Parts:
         return _parts(target, bound, outputs, (identity.id, seq), tag, make)
@@ -200,7 +205,7 @@ def _parts(
     make: Maker | None,
 ) -> Parts:
     """Make what of a request depends on where its keys are: large values go to keys in the slot of a tag."""
-    specs: list[InputSpec] = []
+    specs: list[InputSpec | Feature] = []
     before: list[Command[None]] = []
     temporaries: list[bytes] = []
     all_keys = not bound.names and bool(outputs)
@@ -209,6 +214,9 @@ def _parts(
             specs.append(InputSpec(_MODES[item.mode], to_bytes(item.name)))
             continue
         all_keys = False
+        if isinstance(item, Feature):
+            specs.append(item)
+            continue
         header, data = item if isinstance(item, Moved) else npy.encode(item)
         if len(header) + data.nbytes <= INLINE:
             specs.append(InputSpec(b"VALUE", header + data))
@@ -222,10 +230,10 @@ def _parts(
 
 
 def _builder(
-    target: str | bytes, specs: list[InputSpec], names: list[str], outputs: Sequence[bytes], *, all_keys: bool
+    target: str | bytes, specs: list[InputSpec | Feature], names: list[str], outputs: Sequence[bytes], *, all_keys: bool
 ) -> Callable[[Submit], Command[bytes]]:
     def execute(submit: Submit) -> Command[bytes]:
-        return ai_modelexecute(target, specs, outputs, submit)
+        return ai_modelexecute(target, [spec for spec in specs if isinstance(spec, InputSpec)], outputs, submit)
 
     def predict(submit: Submit) -> Command[bytes]:
         return ai_predict(target, specs, submit, names=names, outputs=outputs)
@@ -233,20 +241,31 @@ def _builder(
     return execute if all_keys else predict
 
 
+def _names(item: object) -> tuple[bytes, ...]:
+    """Return the keys that an input names."""
+    if isinstance(item, Key):
+        return (to_bytes(item.name),)
+    return item.names if isinstance(item, Feature) else ()
+
+
 def _tag(bound: Bound, outputs: Sequence[bytes]) -> bytes | None:
     """Return the hash tag of the slot in which all keys of a call are; None if it has none."""
     for item in bound.items:
-        if isinstance(item, Key):
-            return keys.tag(to_bytes(item.name))
+        for name in _names(item):
+            return keys.tag(name)
     return keys.tag(outputs[0]) if outputs else None
 
 
 def strangers(bound: Bound, outputs: Sequence[bytes]) -> list[int]:
-    """Return which inputs are keys in another slot than the outputs, or if there are none, than the first key."""
+    """Return which inputs are tensor keys that lie elsewhere than the rest.
+
+    That is in another slot than the outputs; without outputs, than what is gathered; without that, than the first key.
+    """
     names = {index: to_bytes(item.name) for index, item in enumerate(bound.items) if isinstance(item, Key)}
     if not names:
         return []
-    slot = keys.slot(outputs[0] if outputs else next(iter(names.values())))
+    fixed = [*outputs, *(name for item in bound.items if isinstance(item, Feature) for name in item.names)]
+    slot = keys.slot(fixed[0] if fixed else next(iter(names.values())))
     return [index for index, name in names.items() if keys.slot(name) != slot]
 
 
@@ -280,11 +299,11 @@ def count_rows(bound: Bound) -> int:
     """Return how many rows the inputs of `predict_many` have; what is no array yet becomes one.
 
     Raises:
-        BadArg: an input is a key.
+        BadArg: an input is a key, or gathered from keys.
         BadInput: inputs are 0-d, or differ in their number of rows.
     """
-    if any(isinstance(item, Key) for item in bound.items):
-        raise BadArg("predict_many takes arrays; a tensor key is one request: use predict")
+    if any(isinstance(item, Key | Feature) for item in bound.items):
+        raise BadArg("predict_many takes arrays; a tensor key or what is gathered is one request: use predict")
     arrays = [npy.as_array(item) for item in bound.items]
     if not all(array.ndim for array in arrays):
         raise BadInput("predict_many takes arrays of rows, and a 0-d array has none")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from keyside.clients.inputs import Key, bind, request
+from keyside.clients.inputs import KEYED, Key, bind, request
 from keyside.clients.request import MARGIN_S, Identity, Request
 from keyside.tensorstore import keys, npy
 from keyside.tensorstore.command import Command, Name, to_bytes
@@ -92,7 +92,7 @@ class Packer:
         self._tails: dict[float, _Tail] = {}
 
     def pack(self, target: Name, inputs: object, timeout: float) -> Packed | None:
-        """Encode a call whose inputs are arrays that ride in it, or keys.
+        """Encode a call whose inputs are arrays that ride in it, keys, or what is gathered from keys.
 
         Returns:
             None if it is no such call: plain values, large ones, or something that is refused.
@@ -107,6 +107,7 @@ class Packer:
             items = inputs.values()  # type: ignore[attr-defined]
         else:
             items = (inputs,)
+        more = 0
         used: list[bytes] = []
         words: list[bytes] = []
         for item in items:
@@ -125,15 +126,19 @@ class Packer:
                 word = b"$%d\r\n%b\r\n" % (len(name), name)
                 used.append(word)
                 words += (_MODES[item.mode], word)
+            elif kind in KEYED:
+                used += [b"$%d\r\n%b\r\n" % (len(name), name) for name in item.names]
+                words += [b"$%d\r\n%b\r\n" % (len(word), word) for word in item.words]
+                more += len(item.words) - 2
             else:
                 return None
         if len(used) > 1:
             used = list(dict.fromkeys(used))
         try:
-            start, middle, named = self._frames[target, len(items), len(used), names]
+            start, middle, named = self._frames[target, len(items), len(used), names, more]
             tail = self._tails[timeout]
         except (KeyError, TypeError):
-            found = self._prepare(target, len(items), len(used), names, timeout)
+            found = self._prepare(target, len(items), len(used), names, more, timeout)
             if found is None:
                 return None
             (start, middle, named), tail = found
@@ -145,13 +150,16 @@ class Packer:
         return Packed(data, target, inputs, tail, self, seq)
 
     def _prepare(
-        self, target: Name, count: int, used: int, names: tuple[Any, ...], timeout: float
+        self, target: Name, count: int, used: int, names: tuple[Any, ...], more: int, timeout: float
     ) -> tuple[tuple[bytes, bytes, bytes], _Tail] | None:
-        """Encode what calls of this form have in common; None if such a call is refused."""
+        """Encode what calls of this form have in common; None if such a call is refused.
+
+        `more`: words of the inputs beyond two for each.
+        """
         fit = isinstance(timeout, int | float) and 0.001 <= timeout <= 86_400
         if not count or not fit or not isinstance(target, str | bytes) or not all(type(name) is str for name in names):
             return None
-        total = 6 + used + 2 * count + (2 + len(names) if names else 0) + (7 if self._mailbox is None else 8)
+        total = 6 + used + 2 * count + more + (2 + len(names) if names else 0) + (7 if self._mailbox is None else 8)
         start = b"*%d\r\n" % total + _words(b"FCALL", b"AI_PREDICT", b"%d" % used)
         middle = _words(to_bytes(target), b"INPUTS", b"%d" % count)
         named = b""
@@ -163,7 +171,7 @@ class Packer:
         for cache in (self._frames, self._tails):
             if len(cache) >= _CACHE_ENTRIES:
                 cache.clear()
-        frame = self._frames[target, count, used, names] = (start, middle, named)
+        frame = self._frames[target, count, used, names, more] = (start, middle, named)
         tail = self._tails.get(timeout)
         if tail is None:
             tail = self._tails[timeout] = self._tail(timeout, 1)

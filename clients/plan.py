@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import Any
 
 from keyside.clients.endpoint import Endpoint
-from keyside.clients.inputs import Key
+from keyside.clients.inputs import KEYED
 from keyside.clients.packed import Packed, Packer
 from keyside.clients.request import Request
 from keyside.clients.topology import Node, Topology
@@ -176,9 +176,9 @@ class SpreadPacker:
         if topology.single:
             tag = keys.STANDALONE_TAG
         else:
-            if type(inputs) is Key or (isinstance(inputs, list | tuple) and Key in map(type, inputs)):
+            if type(inputs) in KEYED or (isinstance(inputs, list | tuple) and not KEYED.isdisjoint(map(type, inputs))):
                 return None
-            if isinstance(inputs, Mapping) and Key in map(type, inputs.values()):
+            if isinstance(inputs, Mapping) and not KEYED.isdisjoint(map(type, inputs.values())):
                 return None
             device = topology.device(target) if isinstance(target, str | bytes) else None
             node = topology.pick(device) if device is not None else None

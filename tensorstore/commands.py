@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from keyside.tensorstore.command import Command, Name, nothing, same, text, to_bytes
 from keyside.tensorstore.errors import BadArg, from_reply
+from keyside.tensorstore.features import Feature
 from keyside.tensorstore.records import PredictReply, decode_reply
 
 __all__ = [
@@ -342,7 +343,7 @@ def ai_modelexecute(
 
 def ai_predict(
     target: Name,
-    inputs: Sequence[InputSpec],
+    inputs: Sequence[InputSpec | Feature],
     submit: Submit,
     *,
     names: Sequence[str] = (),
@@ -352,22 +353,28 @@ def ai_predict(
 
     Args:
         target: what to run.
-        inputs: values and keys.
+        inputs: values, keys, and what is gathered.
         submit: how.
         names: of the inputs; without them they go by position.
         outputs: keys for the results; without them the results are in the reply.
     """
     args: list[Any] = [to_bytes(target), b"INPUTS", len(inputs)]
+    used: list[Name] = []
     for spec in inputs:
+        if isinstance(spec, Feature):
+            args += spec.words
+            used += spec.names
+            continue
         args += spec
+        if spec.mode != b"VALUE":
+            used.append(spec.data)
     if names:
         args += (b"NAMES", len(names), *names)
     outs = [to_bytes(key) for key in outputs]
     if outs:
         args += (b"OUTPUTS", len(outs), *outs)
     args += submit.args()
-    used = dict.fromkeys([*(spec.data for spec in inputs if spec.mode != b"VALUE"), *outs])
-    return _fcall("AI_PREDICT", list(used), args, bytes)
+    return _fcall("AI_PREDICT", list(dict.fromkeys([*used, *outs])), args, bytes)
 
 
 def ai_cancel(ticket: Name, job: Name = b"") -> Command[bool]:

@@ -2,8 +2,8 @@
 
     KeysideError
     +-- CallerError         the call was wrong: change it
-    |   +-- BadArg, BadNpy, BadValue, TooBig, NoTensor, WrongType, NoModel, ModelFailed, BadInput,
-    |       BadDtype, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost
+    |   +-- BadArg, BadNpy, BadValue, TooBig, NoTensor, NoFeature, WrongType, NoModel, ModelFailed,
+    |       BadInput, BadDtype, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost
     +-- StateError          the call may be right, the server cannot take it now
     |   +-- Busy, OutOfMemory, TryAgain, InputLost, LibraryMissing, LibraryTooOld
     +-- TransportError      no answer was received
@@ -40,6 +40,7 @@ __all__ = [
     "LibraryMissing",
     "LibraryTooOld",
     "ModelFailed",
+    "NoFeature",
     "NoModel",
     "NoPerm",
     "NoTensor",
@@ -138,6 +139,12 @@ class NoTensor(CallerError):
     """A key that should hold a tensor does not exist or holds something else."""
 
     code = "NOTENSOR"
+
+
+class NoFeature(CallerError):
+    """A hash, a field of it, or another key from which an input is to be gathered does not exist."""
+
+    code = "NOFEATURE"
 
 
 class WrongType(CallerError):
@@ -282,7 +289,7 @@ CODES: dict[str, type[KeysideError]] = {
     cls.code: cls
     for cls in (
         *(BadArg, BadNpy, BadValue, TooBig, NoTensor, WrongType, NoModel, ModelFailed, BadInput, BadDtype),
-        *(BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost),
+        *(NoFeature, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost),
         *(Busy, OutOfMemory, TryAgain, InputLost, LibraryMissing, LibraryTooOld),
         *(Unreachable, RunFailed, TimedOut, DeadLetter, Cancelled, ServerError),
     )

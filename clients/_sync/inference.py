@@ -82,9 +82,9 @@ class Inference(Base):
 
         Args:
             target: `name` (its default version), `name@3` (a version) or an alias.
-            inputs: a mapping is inputs by name; a tuple or list with an array or a `Key` in it is inputs by position;
-                anything else is the one input. So a plain list of numbers is one array. Arrays are sent as they are;
-                plain numbers and lists of them become the dtype that the model takes.
+            inputs: a mapping is inputs by name; a tuple or list with an array, a `Key` or one of `keyside.features` in
+                it is inputs by position; anything else is the one input. So a plain list of numbers is one array.
+                Arrays are sent as they are; plain numbers and lists of them become the dtype that the model takes.
             timeout: seconds until the deadline; None: the client's.
             outputs: "dict": always a dict.
             move: on a cluster, input keys in another slot than the first are copied there for the call. Each is read at
@@ -97,6 +97,7 @@ class Inference(Base):
 
         Raises:
             NoModel: there is no such target.
+            NoFeature: what an input is to be gathered from does not exist, and has no default.
             BadInput: number or names of the inputs do not fit the model. Likewise BadDtype, BadShape.
             Busy: the server takes no more now; `retry_after` says when it may.
             RunFailed: the model failed on them.
@@ -141,7 +142,8 @@ class Inference(Base):
 
         Args:
             target: as for `predict`.
-            inputs: the name of a tensor key, or several by position or by name; `Key` and arrays may be among them.
+            inputs: the name of a tensor key, or several by position or by name; `Key`, arrays and
+                what is gathered (`keyside.features`) may be among them.
             outputs: the name of a key, or as many as the model has outputs; they may hold tensors, and nothing else.
             timeout: seconds until the deadline; None: the client's.
             move: on a cluster, input keys in another slot than the outputs are copied there, as for `predict`.

@@ -1,4 +1,4 @@
---- @requires guard args keys node npy seal
+--- @requires guard args keys node npy seal features
 -- The tensors that a call names: declared, well formed, fit for the model; and taken as they are now.
 
 local inputs = {}
@@ -31,7 +31,7 @@ function inputs.declared(KEYS, key)
   raise('BADARG', "key '" .. args.printable(key) .. "' is used but not among the KEYS of the call")
 end
 
--- The keys behind a word such as OUTPUTS, and the position behind them.
+-- The keys behind a word such as OUTPUTS, and the position behind them. Without KEYS they need not be declared.
 function inputs.keys(KEYS, argv, i, word)
   local count = args.int(argv[i] or '', 1, 1000)
   if not count then
@@ -43,7 +43,9 @@ function inputs.keys(KEYS, argv, i, word)
     if not key then
       raise('BADARG', word .. ' ' .. count .. ': only ' .. (n - 1) .. ' keys follow')
     end
-    inputs.declared(KEYS, key)
+    if KEYS then
+      inputs.declared(KEYS, key)
+    end
     found[n] = key
   end
   return found, i + count + 1
@@ -53,7 +55,7 @@ end
 function inputs.own_once(list)
   local used = {}
   for _, input in ipairs(list) do
-    if input.mode ~= 'VALUE' then
+    if input.mode ~= 'VALUE' and input.mode ~= 'GATHER' then
       local mode = used[input.data]
       if mode and (mode == 'OWN' or input.mode == 'OWN') then
         raise('BADARG', "input key '" .. args.printable(input.data) .. "' is given as OWN, and as another input too")
@@ -115,6 +117,9 @@ function inputs.look(record, spec, input)
       raise('TOOBIG', 'a VALUE of ' .. size .. ' bytes: above ' .. INLINE .. ' SET it to a temporary key and name that with OWN')
     end
     input.value = value
+  elseif mode == 'GATHER' then
+    value = features.value(data, spec)
+    input.value, size = value, #value
   else
     key = data
     -- One command for what is small, and that is nearly everything: a longer value shows by filling the range. Where it

@@ -9,13 +9,13 @@ local function too_wide(count, width, limit)
 end
 
 --- The data of count strings out of texts[first] and the following, and the bytes of each: those of the longest, at
--- least one. Raises BADVALUE, and TOOBIG where the data would have more than limit bytes.
-function strings.encode(texts, first, count, limit)
+-- least one. Raises BADVALUE, and TOOBIG where the data would have more than limit bytes. `named` as in numbers.encode.
+function strings.encode(texts, first, count, limit, named)
   local width = 1
   for i = 1, count do
     local text = texts[first + i - 1]
     if text:byte(-1) == 0 then
-      raise('BADVALUE', ("value %d, '%s', ends in NUL, which is the padding"):format(i, args.printable(text)))
+      raise('BADVALUE', ("%s, '%s', ends in NUL, which is the padding"):format(named and named(i) or 'value ' .. i, args.printable(text)))
     end
     width = math.max(width, #text)
   end

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keyside import features
     from keyside.clients._async.client import AsyncClient
     from keyside.clients._async.handle import AsyncHandle
     from keyside.clients._sync.client import Client
@@ -46,6 +47,7 @@ __all__ = [
     "VersionInfo",
     "__version__",
     "errors",
+    "features",
     "function",
     "metric",
 ]
@@ -79,6 +81,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "errors":
         return importlib.import_module("keyside.tensorstore.errors")
+    if name == "features":
+        return importlib.import_module("keyside.features")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(importlib.import_module(f"keyside.{_HOMES[name]}"), name)

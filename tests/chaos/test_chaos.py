@@ -6,7 +6,7 @@ import pytest
 from tests.chaos import acceptance
 from tests.chaos.__main__ import run
 from tests.chaos.faults import CLUSTERED, STANDALONE, schedule
-from tests.chaos.report import show
+from tests.chaos.report import growth, show
 from tests.servers import Kind
 
 SECONDS = {"redis": 35.0, "valkey": 15.0}
@@ -39,3 +39,13 @@ def test_a_seed_tells_what_goes_wrong() -> None:
         assert one != other
         assert {event.name for event in one} == set(kinds), "each of them comes up in two minutes"
         assert all(event.at < 116 for event in one)
+
+
+def test_growth_is_what_goes_on() -> None:
+    leak = [(float(t), 100_000_000 + 100_000 * t) for t in range(600)]
+    step = [(float(t), 60_000_000 if t < 400 else 95_000_000) for t in range(600)]
+    start = [(float(t), min(t * 5_000_000, 95_000_000)) for t in range(60)]
+    assert (growth(leak) or 0) > 0.1
+    assert growth(step) == 0
+    assert growth(start) == 0
+    assert growth(start[:40]) is None

@@ -53,6 +53,12 @@ def refused(db: redis_py.Redis, *command: Any) -> str:
     return ""
 
 
+def gather(*spec: Any) -> tuple[Any, ...]:
+    """A prediction on what is gathered."""
+    key = spec[3] if isinstance(spec[2], int) and spec[0] != "ROWS" else spec[1 if spec[0] == "ROWS" else 2]
+    return ("FCALL", "AI_PREDICT", 1, key, "fraud", "INPUTS", 1, *spec)
+
+
 # What to do, and who may. Each function stands in at least one line.
 FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FCALL", "AI_TENSORSET", 1, "alice:t", "FLOAT", 1), {ALICE, ROOT}),
@@ -72,6 +78,15 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (predict("fraud", X, outputs=["alice:y"]), {ALICE, ROOT}),
     (predict("fraud", X, outputs=["shared:y"]), {ROOT}),
     (predict("fraud", X, outputs=["bob:y"]), {ROOT}),
+    (gather("HASH", "FLOAT", 1, "alice:h", 1, "f", "DEFAULT", 0), {ALICE, ROOT}),
+    (gather("LIST", "FLOAT", "shared:l", 0, -1), {ALICE, ROOT}),
+    (gather("ZSET", "FLOAT", "alice:z", 0, -1, "SCORES"), {ALICE, ROOT}),
+    (gather("NUMBERS", "FLOAT", 1, "shared:n"), {ALICE, ROOT}),
+    (gather("ROWS", "shared:x", 1, 0), {ALICE, ROOT}),
+    (gather("HASH", "FLOAT", 1, "bob:h", 1, "f", "DEFAULT", 0), {ROOT}),
+    (gather("ZSET", "FLOAT", "bob:z", 0, -1, "SCORES"), {ROOT}),
+    (gather("ROWS", "bob:x", 1, 0), {ROOT}),
+    (gather("LIST", "FLOAT", "ks:{0}:t:a:1", 0, -1), {ROOT}),
     (predict("other", X), {"bob", ROOT}),
     (predict("fraud", X, options=("USER", "alice")), {ALICE, ROOT}),
     (predict("fraud", X, options=("USER", "bob")), {ROOT}),

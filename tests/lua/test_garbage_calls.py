@@ -30,6 +30,7 @@ WORDS = [
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
     "KEYS", "ARGS", "ENTRY_POINTS", "SOURCE", "FUNCTIONS",
+    "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
 ]  # fmt: skip
 NUMBERS = [
     "0", "1", "2", "3", "4", "1000", "1001", "-1", "1.5", "1e400", "0x10", "nan", "inf", "2147483648",

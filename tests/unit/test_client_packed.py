@@ -13,6 +13,7 @@ from keyside.clients.packed import Packed, Packer
 from keyside.clients.request import MARGIN_S, Identity
 from keyside.tensorstore import keys, npy, plain
 from keyside.tensorstore.command import Command, encode
+from keyside.tensorstore.features import Hash, ListRange, Numbers, Rows, SortedSet
 from keyside.tensorstore.records import encode_reply
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -30,6 +31,10 @@ GOOD = [
     (Key("k%d"), Key(b"\xff\n"), Key("k%d", "ref"), A),
     [Key("own", "own"), A, A],
     {"a": A, "é%s": Key("{t}k")},
+    Hash("h", ["a", "b"]),
+    [A, Hash(("h", "h", b"\xff%d"), "f", default=0.5), Key("h")],
+    {"a": ListRange("{t}l", -3), "b": SortedSet("z", 0, 4, "members", reverse=True, dtype=None)},
+    (Numbers(["n%d", "m"], "INT8", default=[1, 2]), Rows("k", [3, 1]), A),
 ]
 ODD: list[Any] = [
     [1.0, 2.0],

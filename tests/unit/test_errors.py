@@ -11,8 +11,8 @@ ORIGIN = " script: AI_X, on @user_function:12."
 BRANCHES = (errors.CallerError, errors.StateError, errors.TransportError, errors.ExecutionError)
 
 # code: branch, as in section 8 of the protocol and the three that have no reply of their own
-CALLER = """BADARG BADNPY BADVALUE TOOBIG NOTENSOR WRONGTYPE NOMODEL MODELFAILED BADINPUT BADDTYPE BADSHAPE
-    BADMODEL CROSSSLOT NOPERM SCANLIMIT UPLOADLOST"""
+CALLER = """BADARG BADNPY BADVALUE TOOBIG NOTENSOR NOFEATURE WRONGTYPE NOMODEL MODELFAILED BADINPUT BADDTYPE
+    BADSHAPE BADMODEL CROSSSLOT NOPERM SCANLIMIT UPLOADLOST"""
 TABLE = {
     **dict.fromkeys(CALLER.split(), errors.CallerError),
     **dict.fromkeys(["BUSY", "OOM", "TRYAGAIN", "INPUTLOST", "NOLIBRARY", "OLDLIBRARY"], errors.StateError),
