@@ -40,7 +40,7 @@ def boom(tensors: Arrays, keys: list[str], args: list[str]) -> Any:
 def allocate(tensors: Arrays, keys: list[str], args: list[str]) -> Any:
     """Take memory without end, or with an argument so many MiB, and keep it for a while."""
     del tensors, keys
-    taken = []
+    taken: list[Any] = []
     while not args or len(taken) < int(args[0]):
         taken.append(np.ones(1 << 20, np.uint8))
         time.sleep(0.001)
