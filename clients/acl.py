@@ -236,6 +236,7 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     role = _Role((
         "AI_PREDICT", "AI_MODELEXECUTE", "AI_SCRIPTEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET",
         "AI_MODELSCAN", "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION",
+        "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO",
     ))  # fmt: skip
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
@@ -261,6 +262,8 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     )  # fmt: skip
     _see_models(role, models, "xadd", "xack", "xdel")
     role.call((*own, *_keys("~", read), *temporary, *_keys("~", models)), role.functions)
+    # A DAG without keys of the caller's is at home where its reply goes.
+    role.call(_own("~", "t:*", "mb:*"), ("AI_DAGEXECUTE", "AI_DAGEXECUTE_RO"))
     return role.done()
 
 

@@ -16,7 +16,19 @@ from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadValue
 from keyside.tensorstore.features import Feature, Hash, ListRange, Numbers, Rows, SortedSet
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["KEYED", "Bound", "Key", "Moved", "bind", "bind_keys", "count_rows", "output_keys", "request", "strangers"]
+__all__ = [
+    "KEYED",
+    "Bound",
+    "Key",
+    "Moved",
+    "bind",
+    "bind_keys",
+    "count_rows",
+    "input_spec",
+    "output_keys",
+    "request",
+    "strangers",
+]
 
 _MODES = {"copy": b"KEY", "ref": b"REF", "own": b"OWN"}
 
@@ -46,6 +58,11 @@ KEYED: frozenset[type] = frozenset({Key, Hash, ListRange, Numbers, Rows, SortedS
 
 Maker = Callable[[list[InputSpec | Feature]], Callable[[Submit], Command[bytes]]]
 """Makes the call of what is sent as its inputs."""
+
+
+def input_spec(key: Key) -> InputSpec:
+    """Return a key as a job takes it."""
+    return InputSpec(_MODES[key.mode], to_bytes(key.name))
 
 
 class Moved(NamedTuple):
@@ -215,6 +232,10 @@ def _parts(
             continue
         all_keys = False
         if isinstance(item, Feature):
+            if make is not None:
+                raise BadArg(
+                    "a script takes arrays and keys; what is gathered goes to a model, or to a graph that calls it"
+                )
             specs.append(item)
             continue
         header, data = item if isinstance(item, Moved) else npy.encode(item)
@@ -225,7 +246,10 @@ def _parts(
         before.append(plain.set_temporary(name, header, data))
         temporaries.append(name)
         specs.append(InputSpec(b"OWN", name))
-    build = make(specs) if make is not None else _builder(target, specs, bound.names, outputs, all_keys=all_keys)
+    if make is not None:
+        build = make([spec for spec in specs if isinstance(spec, InputSpec)])
+    else:
+        build = _builder(target, specs, bound.names, outputs, all_keys=all_keys)
     return Parts(build, before, temporaries)
 
 

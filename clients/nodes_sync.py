@@ -18,7 +18,7 @@ from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncTransport
 from keyside.clients.way import LATE_S, SLICE_S, Way, asked, bare_device, passing
 from keyside.clients.wire import Wire
-from keyside.tensorstore import keys, plain
+from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
@@ -128,6 +128,11 @@ class SyncNodes(ManyNodes, SyncTransport):
         with contextlib.suppress(KeysideError):
             self._renew()
         self._look_now()
+
+    def look_around(self) -> None:
+        """Find out anew where the servers are."""
+        self.plan.topology.stale = True
+        self._refresh(time.monotonic() + _LOOK_S)
 
     def _look(self) -> None:
         """See in the background what the nodes have to do."""
@@ -280,9 +285,9 @@ class SyncNodes(ManyNodes, SyncTransport):
         way = Way(self.plan.topology, ends, slot=keys.slot(key))
 
         def attempt(node: Node, asking: bool) -> None:
-            if asking:
-                command = plain.set_value(key, header, data, px)
-                command.result(self._trade(node, (command,), ends, asking=True)[0])
+            if asking:  # once, before MULTI: that holds until EXEC
+                batch = [plain.asking(), *storing.transaction(key, header, data, px)]
+                storing.read(self._trade(node, batch, ends)[1:])
             else:
                 self._pool(node).store(key, header, data, px)
 

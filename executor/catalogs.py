@@ -202,9 +202,10 @@ class Catalogs:
         candidates = [name for name in mine if name not in theirs and now.owner(keys.slot(name)) == node]
         if not candidates:
             return []
-        catalog = keys.NodeKeys(tag).catalog
-        found = self._peers.own().call_many([(b"HGET", catalog, name) for name in candidates])
-        copies = [name for name, there in zip(candidates, found, strict=True) if isinstance(there, bytes | memoryview)]
+        own = keys.NodeKeys(tag)
+        asked = [(b"HEXISTS", where, name) for name in candidates for where in (own.catalog, own.triggers)]
+        found = self._peers.own().call_many(asked)
+        copies = [name for name, *there in zip(candidates, found[::2], found[1::2], strict=True) if 1 in there]
         if not copies:
             return []
         # Only its home can say that a model has gone, and a node knows best whether it is: slots move.

@@ -39,6 +39,7 @@ class Model:
         max_rows: rows to stack at most; 1: never stack.
         min_rows: rows to wait for, 0: never wait.
         min_wait: seconds to wait for them at most.
+        is_graph: whether it runs others, by `run_with`.
         digest: SHA-256 of its blob, hex.
         run_s: smoothed time of a run, seconds; 0 until it has run.
         run_limit_s: a run that takes longer is abandoned (executor/limits.py); 0: none is.
@@ -56,6 +57,7 @@ class Model:
         self.loaded = loaded
         self.digest = ""
         self.signature: Signature = loaded.signature
+        self.is_graph = isinstance(loaded, GraphModel)
         self.nbytes = loaded.nbytes
         self.names = [spec.name for spec in self.signature.inputs]
         self.output_names = None if self.signature.outputs is None else [spec.name for spec in self.signature.outputs]

@@ -37,6 +37,7 @@ from keyside.executor.station import TICK, Station
 from keyside.executor.strays import Strays
 from keyside.executor.takeover import Takeover
 from keyside.executor.topology import Chart
+from keyside.executor.triggers.keeper import Keeper
 from keyside.executor.watchdog import Watchdog
 from keyside.executor.wire import Wire
 from keyside.tensorstore import keys
@@ -132,6 +133,7 @@ class Worker:
         self.takeover = Takeover(self, self._intake, self._lanes)
         self.strays = Strays(self)
         self._replicator = Replicator(self)
+        self._keeper = Keeper(self)
 
     def new_wire(self, role: str) -> Wire:
         """Return a connection, not yet connected."""
@@ -169,7 +171,7 @@ class Worker:
 
     @property
     def _threads(self) -> list[threading.Thread]:
-        return [self.watchdog, *self._lanes.values(), self._replicator, self.strays, self._forwarder]
+        return [self.watchdog, *self._lanes.values(), self._replicator, self.strays, self._forwarder, self._keeper]
 
     def _serve(self) -> None:
         if self.line.ahead:
@@ -445,7 +447,7 @@ class Worker:
 
     def stop_threads(self) -> None:
         """End all other threads, and have what has not begun run nowhere; runs under way may still end."""
-        helpers = (self.watchdog, self._replicator, self.strays, self._forwarder)
+        helpers = (self.watchdog, self._keeper, self._replicator, self.strays, self._forwarder)
         for helper in helpers:  # the watchdog would go on extending leases
             helper.stop()
         for helper in helpers:

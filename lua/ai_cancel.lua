@@ -7,24 +7,13 @@
 
 -- For callers who may not read entries. That they may not take away those of others is not to be seen to: they can anyway.
 local function cancel_unseen(own, stream, device, id, ticket)
-  local held = own.held .. device .. '/' .. id
-  if jobs.remove(stream, id) == 0 then
-    if ticket == own.ticket .. device .. '/' .. id then
-      redis.pcall('UNLINK', ticket)
-    end
-    return 0
+  if jobs.take_back(own, stream, device, id) then
+    return 1
   end
-  local bytes, mark, uid = string.match(redis.call('GET', held) or '', '^(%d+) ?(%d*) ?(%w*)$')
-  if bytes then
-    if bytes ~= '0' then
-      redis.pcall('DECRBY', own.bytes .. device, bytes)
-    end
-    if uid ~= '' then
-      counted.take(counted.name(own, uid, device), 1, tonumber(mark))
-    end
-    redis.call('UNLINK', held)
+  if ticket == own.ticket .. device .. '/' .. id then
+    redis.pcall('UNLINK', ticket)
   end
-  return 1 -- a capture goes by its TTL
+  return 0
 end
 
 local function AI_CANCEL(_, ARGV)
@@ -60,5 +49,9 @@ local function AI_CANCEL(_, ARGV)
   end
   jobs.remove(stream, id)
   jobs.release(own, device, header)
+  if jobs.is_event(header[jobs.CORR]) then
+    events.ended(node.word(own, device) .. '/' .. id, header[jobs.DEADLINE], ticket, header[jobs.CORR],
+      'CANCELLED the run was taken back (AI_CANCEL)')
+  end
   return 1
 end

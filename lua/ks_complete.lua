@@ -118,7 +118,31 @@ local function complete_count(own, stream, ids, model, duration, samples, errors
   end
 end
 
--- What a job has besides its reply. Returns the reply, and the digit of its status.
+-- The keys that outputs were written to.
+local function complete_written(argv, first, last)
+  local written
+  for i = first, last, 3 do
+    if argv[i + 1] ~= 'K' then
+      written = written or {}
+      written[#written + 1] = argv[i]
+    end
+  end
+  return written
+end
+
+-- Start the runs of triggers ON SET that the outputs of this batch fire: {{keys, ticket, corr}...}. What comes in between is theirs.
+local function complete_fire(fired)
+  local own = node.keys()
+  local list = onset.all(own)
+  for _, one in ipairs(list and fired or {}) do
+    local chain = events.chain(one[2], one[3])
+    for _, key in ipairs(one[1]) do
+      onset.changed(own, list, key, chain)
+    end
+  end
+end
+
+-- What a job has besides its reply. Returns the reply, the digit of its status, and the keys that were written.
 local function complete_keys(argv, i, reply, late)
   local captures = i + 6 + tonumber(argv[i + 6])
   local last = i + 5 + tonumber(argv[i + 5])
@@ -132,7 +156,8 @@ local function complete_keys(argv, i, reply, late)
   for c = i + 7, captures do
     redis.pcall('UNLINK', argv[c])
   end
-  return problem or reply, late and '2' or problem and '3' or '1'
+  local digit = late and '2' or problem and '3' or '1'
+  return problem or reply, digit, not problem and complete_written(argv, captures + 1, last)
 end
 
 -- What a job counts in its queue, and of its mark the bytes and whose they are.
@@ -171,9 +196,10 @@ local function KS_COMPLETE(_, ARGV)
   local ids, status, shared = {}, {}, nil
   local replies = own.clustered and {} -- what was to be said on shared lists
   local relays -- what could not be said here
+  local fired -- outputs in keys
   for n = 1, count do
     local i, deadline = starts[n], deadlines[n]
-    local id, reply, digit = ARGV[i], ARGV[i + 4], '1'
+    local id, reply, digit, written = ARGV[i], ARGV[i + 4], '1', nil
     local size, mark, uid = 0, nil, nil
     if sizes then
       size, mark, uid = complete_size(sizes() or '0')
@@ -191,7 +217,7 @@ local function KS_COMPLETE(_, ARGV)
         reply, digit = late, '2'
       end
       if ARGV[i + 5] ~= '0' then
-        reply, digit = complete_keys(ARGV, i, reply, late)
+        reply, digit, written = complete_keys(ARGV, i, reply, late)
       end
       if reply then
         local ticket, corr = ARGV[i + 2], ARGV[i + 3]
@@ -203,13 +229,18 @@ local function KS_COMPLETE(_, ARGV)
             relays[#relays + 1] = reply
             digit = '4'
           end
-        else
+        elseif not jobs.is_event(corr)
+          or not events.ended(node.word(own, device) .. '/' .. id, deadline, ticket, corr, reply, written) then
           reply = corr .. ' ' .. reply
           shared = shared or {}
           jobs.collect(shared, ticket, reply, deadline)
         end
         if replies then
           replies[n] = reply
+        end
+        if written then
+          fired = fired or {}
+          fired[#fired + 1] = { written, ticket, corr }
         end
         released = released + size
         if mark then
@@ -245,6 +276,12 @@ local function KS_COMPLETE(_, ARGV)
     end
     for of, sum in pairs(marked or {}) do
       counted.take(counted.name(own, of, device), sum.jobs, sum.bytes, now)
+    end
+    if fired then
+      local ok, problem = pcall(complete_fire, fired)
+      if not ok then
+        redis.log(redis.LOG_WARNING, 'keyside: triggers ON SET were not fired by outputs: ' .. raised_text(problem))
+      end
     end
   end
   if relays then

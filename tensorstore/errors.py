@@ -3,7 +3,8 @@
     KeysideError
     +-- CallerError         the call was wrong: change it
     |   +-- BadArg, BadNpy, BadValue, TooBig, NoTensor, NoFeature, WrongType, NoModel, ModelFailed,
-    |       BadInput, BadDtype, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost
+    |       BadInput, BadDtype, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost,
+    |       NoTrigger, Loop
     +-- StateError          the call may be right, the server cannot take it now
     |   +-- Busy, OutOfMemory, TryAgain, InputLost, LibraryMissing, LibraryTooOld
     +-- TransportError      no answer was received
@@ -39,11 +40,13 @@ __all__ = [
     "KeysideError",
     "LibraryMissing",
     "LibraryTooOld",
+    "Loop",
     "ModelFailed",
     "NoFeature",
     "NoModel",
     "NoPerm",
     "NoTensor",
+    "NoTrigger",
     "OutOfMemory",
     "RunFailed",
     "ScanLimit",
@@ -157,6 +160,18 @@ class NoModel(CallerError):
     """There is no such model, version or alias."""
 
     code = "NOMODEL"
+
+
+class NoTrigger(CallerError):
+    """There is no such trigger."""
+
+    code = "NOTRIGGER"
+
+
+class Loop(CallerError):
+    """Runs that triggers start would start each other without end."""
+
+    code = "LOOP"
 
 
 class ModelFailed(CallerError):
@@ -289,7 +304,7 @@ CODES: dict[str, type[KeysideError]] = {
     cls.code: cls
     for cls in (
         *(BadArg, BadNpy, BadValue, TooBig, NoTensor, WrongType, NoModel, ModelFailed, BadInput, BadDtype),
-        *(NoFeature, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost),
+        *(NoFeature, BadShape, BadModel, CrossSlot, NoPerm, ScanLimit, UploadLost, NoTrigger, Loop),
         *(Busy, OutOfMemory, TryAgain, InputLost, LibraryMissing, LibraryTooOld),
         *(Unreachable, RunFailed, TimedOut, DeadLetter, Cancelled, ServerError),
     )

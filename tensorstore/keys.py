@@ -17,11 +17,14 @@ __all__ = [
     "capture",
     "client_ticket",
     "crc16",
+    "fired",
     "gone",
     "mailbox",
     "output",
     "private",
+    "results",
     "slot",
+    "slot_channel",
     "slot_tag",
     "slot_tags",
     "tag",
@@ -173,6 +176,16 @@ def gone(model: Key, uid: Part) -> bytes:
     return private(model, b"gone", uid)
 
 
+def fired(stream: Key, trigger: Part) -> bytes:
+    """Name the hash, entry -> job, of the entries of a stream for which a trigger has runs under way."""
+    return private(stream, b"fired", trigger)
+
+
+def results(trigger: Part) -> bytes:
+    """Name the channel for the results of a trigger that names no other."""
+    return b"ks:results:" + _bytes(trigger)
+
+
 @dataclass(frozen=True, slots=True)
 class NodeKeys:
     """The keys of one node.
@@ -246,6 +259,36 @@ class NodeKeys:
         """List: a ticket that the server chose."""
         return self._key(b"ticket", job_id)
 
+    @property
+    def triggers(self) -> bytes:
+        """Hash, trigger -> record: the triggers of the cluster as this node knows them."""
+        return self._key(b"triggers")
+
+    @property
+    def onset(self) -> bytes:
+        """Hash, trigger -> record: those that fire when a key is set; `@` -> what changes with every change of it."""
+        return self._key(b"onset")
+
+    def tstats(self, trigger: Part) -> bytes:
+        """Hash of the counters of a trigger on this node."""
+        return self._key(b"tstats", trigger)
+
+    def event(self, trigger: Part) -> bytes:
+        """The ticket of runs that a trigger has started: never a key, it says where results go."""
+        return self._key(b"ev", trigger)
+
+    def inflight(self, trigger: Part) -> bytes:
+        """Sorted set, job of a trigger that has not ended -> when it will have, in ms."""
+        return self._key(b"inflight", trigger)
+
+    def lead(self, trigger: Part) -> bytes:
+        """String: the executor that serves a trigger on this node."""
+        return self._key(b"lead", trigger)
+
+    def due(self, trigger: Part) -> bytes:
+        """String: when a trigger on a schedule is due again, server time in ms."""
+        return self._key(b"due", trigger)
+
     # Last in the class: from here on `bytes` means this method.
     def bytes(self, device: Part) -> bytes:
         """String: the bytes held by queued jobs larger than 4 KiB."""
@@ -285,3 +328,8 @@ def mailbox(node: bytes, client: Part) -> bytes:
 def temporary(slot_tag: bytes, client: Part, seq: int, index: int) -> bytes:
     """Name input ``index`` of a client's request ``seq``, too large to ride in the call, in the slot of a tag."""
     return b"ks:{%b}:tmp:%b:%d:%d" % (slot_tag, _bytes(client), seq, index)
+
+
+def slot_channel(key: Key) -> bytes:
+    """Name the channel in the slot of a key on which nothing is said but, by the server, that the slot has moved."""
+    return b"ks:{%b}:moved" % tag(key)

@@ -155,8 +155,14 @@ def load_order(libs: Mapping[str, str]) -> list[str]:
 
 def _parts(sources: Sources) -> Iterator[str]:
     yield f"#!lua name={LIBRARY_NAME}"
+    # Lua allows 200 locals to a text: a helper file that gives a table of its name keeps the others to itself.
+    yield "local exported"
     for name in load_order(sources.libs):
-        yield sources.libs[name]
+        text = sources.libs[name]
+        if re.search(rf"^local {name} = ", text, re.MULTILINE):
+            yield f"do\n{text}\nexported = {name}\nend\nlocal {name} = exported"
+        else:
+            yield text
     # What raise() of lib/guard.lua raised becomes the error reply.
     callback = "guarded({})" if "guard" in sources.libs else "{}"
     for stem, text in sorted(sources.functions.items()):

@@ -157,8 +157,21 @@ def _text(key: bytes) -> str:
 def _may_stay(client: Any, key: bytes) -> bool:
     """Whether a key without a TTL is one that a node or a model keeps (docs/protocol.md, section 2)."""
     what = key.partition(b"}:")[2].split(b":")
-    if what[0] in (b"dead", b"catalog", b"models", b"revs", b"dropped", b"stats", b"executors", b"limits"):
+    if what[0] in (
+        b"dead",
+        b"catalog",
+        b"models",
+        b"revs",
+        b"dropped",
+        b"stats",
+        b"executors",
+        b"limits",
+        b"triggers",
+        b"onset",
+    ):
         return True
+    if what[0] == b"tstats":
+        return bool(client.hexists(key.partition(b"}:")[0] + b"}:triggers", key.partition(b":tstats:")[2]))
     if what[0] == b"jobs":
         return bool(client.xlen(key) == 0)
     if what[0] == b"bytes":

@@ -83,6 +83,8 @@ _HERE = "keyside.clients.cli"
         "tensor": (f"{_HERE}.tensor:tensor", "Set, get, show, list and remove tensors."),
         "model": (f"{_HERE}.model:model", "Store, show, list and remove models."),
         "script": (f"{_HERE}.script:script", "Store, show, list, run and remove scripts and functions."),
+        "graph": (f"{_HERE}.graph:graph", "Check, store, show, list and remove stored graphs."),
+        "trigger": (f"{_HERE}.trigger:trigger", "Set, show, list, watch and remove triggers."),
         "run": (f"{_HERE}.run:run", "Run a model on files, values or keys."),
         "status": (
             f"{_HERE}.status:status",

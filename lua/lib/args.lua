@@ -34,6 +34,11 @@ function args.keyword(s)
   return #s > 32 and '' or s:upper()
 end
 
+--- Whether text may be the name of a device.
+function args.is_device(text)
+  return #text <= 32 and text:find('^[A-Z0-9:_.-]+$') ~= nil
+end
+
 local function escaped(c)
   return ('\\x%02x'):format(c:byte())
 end

@@ -1,5 +1,5 @@
---- @requires guard args keys node jobs bounds
--- What the functions of this node know about models. The model key (docs/protocol.md section 3) is the source; the
+--- @requires guard args keys node bounds triggers
+-- What the functions of this node know about models and triggers. The model key (docs/protocol.md section 3) is the source; the
 -- catalog holds one JSON record per target, ready to be read at submit, also on nodes where the model key is not: they
 -- have copies, which executors keep equal to it (KS_CATALOG, KS_MERGE).
 
@@ -58,7 +58,7 @@ end
 -- Another client may have written anything there.
 local function is_record(record)
   return type(record) == 'table' and type(record.key) == 'string' and type(record.uid) == 'string' and type(record.state) == 'string'
-    and type(record.device) == 'string' and jobs.is_device(record.device) and (record.reason == nil or type(record.reason) == 'string')
+    and type(record.device) == 'string' and args.is_device(record.device) and (record.reason == nil or type(record.reason) == 'string')
     and is_version(record.version) and (record.last == nil or is_version(record.last))
     and (record.signature == cjson.null or is_signature(record.signature)) and (record.limits == nil or bounds.check(record.limits))
     and is_texts(record.uses) and is_texts(record.functions)
@@ -261,9 +261,13 @@ local function last_known(own, key)
   return record and (tonumber(record.last) or tonumber(record.version)) or 0
 end
 
--- The records of a model as field, record, field, record...; none if it has gone.
+-- The records of a model, or of a trigger, as field, record, field, record...; none if it has gone.
 function catalog.records(own, key)
   local flat = {}
+  local trigger = redis.call('HGET', own.triggers, key)
+  if trigger then
+    return { key, trigger }
+  end
   local bare = redis.call('HGET', own.catalog, key)
   if bare then
     flat[1], flat[2] = key, bare
@@ -283,20 +287,66 @@ end
 function catalog.merge(own, key, rev, tag, argv, first, count)
   clear(own, key, last_known(own, key))
   redis.call('ZADD', own.revs, rev, key)
+  local trigger = count == 2 and argv[first] == key and triggers.is_trigger(argv[first + 1]) and argv[first + 1]
+  if not trigger then
+    triggers.drop(own, key, true)
+  end
   if count == 0 then
     bury(own, key, rev)
     return
   end
   redis.call('ZREM', own.dropped, key)
+  if trigger then
+    triggers.keep(own, key, trigger)
+    return
+  end
   redis.call('HSET', own.models, key, tag)
   for i = first, first + count - 1, 2 do
     redis.call('HSET', own.catalog, argv[i], argv[i + 1])
   end
 end
 
+-- The trigger at key was set, or is not as it was.
+function catalog.update_trigger(own, key)
+  redis.call('HSET', key, 'rev', changed(own, key))
+  redis.call('ZREM', own.dropped, key)
+  triggers.keep(own, key, triggers.encode(key))
+end
+
+-- The trigger has gone, and what is said of it here. Returns whether anything was.
+function catalog.drop_trigger(own, key)
+  if not triggers.drop(own, key, true) then
+    return false
+  end
+  bury(own, key, changed(own, key))
+  return true
+end
+
+local function refresh_trigger(own, key, rev)
+  local raw = triggers.encode(key)
+  local known = redis.call('ZSCORE', own.revs, key)
+  if not raw then
+    return catalog.drop_trigger(own, key)
+  end
+  if known and rev and tonumber(known) == tonumber(rev) and redis.call('HEXISTS', own.triggers, key) == 1 then
+    return false
+  end
+  clear(own, key, last_known(own, key))
+  catalog.update_trigger(own, key)
+  return true
+end
+
 -- Make the catalog agree with the model key, which is on this node. Returns whether that changed anything.
 function catalog.refresh(own, key)
   local found = redis.pcall('HMGET', key, 'type', 'rev', 'last')
+  if not found.err and found[1] == 'trigger' then
+    return refresh_trigger(own, key, found[2])
+  end
+  if catalog.drop_trigger(own, key) then
+    if found.err or found[1] ~= 'model' then
+      return true
+    end
+  end
   local last = not found.err and found[1] == 'model' and args.int(found[3] or '', 1)
   local known = redis.call('ZSCORE', own.revs, key)
   if not last then
@@ -334,8 +384,9 @@ function catalog.has(own, key, version, model)
   return record and record.id == model
 end
 
--- Clear what a model left behind that went without AI_MODELDEL.
+-- Clear what a model, or a trigger, left behind that went without AI_MODELDEL or AI_TRIGGERDEL.
 function catalog.forget(own, key)
+  catalog.drop_trigger(own, key)
   local raw = redis.call('HGET', own.catalog, key)
   local record = raw and decode(raw)
   if not record then

@@ -1,4 +1,4 @@
---- @requires guard args keys node seal counted
+--- @requires guard args keys node seal counted events
 -- One entry of a job stream (docs/protocol.md section 7), from XADD to XDEL.
 
 local jobs = {}
@@ -40,7 +40,7 @@ end
 
 -- What an executor may give as the name of a device, as the word for a queue (node.queue), and as the id of an entry.
 function jobs.is_device(text)
-  return #text <= 32 and string.find(text, '^[A-Z0-9:_.-]+$') ~= nil
+  return args.is_device(text)
 end
 
 local queue_words, queue_words_count = {}, 0
@@ -156,9 +156,17 @@ function jobs.held(stream, consumer, first, last, most)
   return mine
 end
 
+-- Whether the corr of a job may be that of a run that a trigger has started: then its ticket tells.
+function jobs.is_event(corr)
+  return string.byte(corr) == 91 -- [
+end
+
 -- Put a reply where the caller waits for it. A ticket that the caller spoilt with another type is the caller's loss.
 -- Returns false where the ticket is on another node.
 function jobs.reply(own, device, id, deadline, ticket, corr, text)
+  if jobs.is_event(corr) and events.ended(node.word(own, device) .. '/' .. id, deadline, ticket, corr, text) then
+    return true
+  end
   if ticket == '' then
     ticket = own.ticket .. device .. '/' .. id
   end
@@ -246,6 +254,35 @@ function jobs.release(own, device, header, keep)
     local uid = string.match(header[jobs.MODEL], '^(.*)%-') or ''
     counted.take(counted.name(own, uid, device), 1, header[jobs.MARK])
   end
+end
+
+-- Take back a job that this call, or one like it, has submitted, whether its entry may be read or not. Returns whether it was there,
+-- and its header if that may be known.
+function jobs.take_back(own, stream, device, id)
+  if jobs.may_read(stream) then
+    local fields = jobs.entry(stream, id)
+    local header = fields and jobs.header(fields, id)
+    if header then
+      jobs.remove(stream, id)
+      jobs.release(own, device, header)
+    end
+    return header ~= nil, header
+  end
+  local held = own.held .. device .. '/' .. id
+  if jobs.remove(stream, id) == 0 then
+    return false
+  end
+  local bytes, mark, uid = string.match(redis.call('GET', held) or '', '^(%d+) ?(%d*) ?(%w*)$')
+  if bytes then
+    if bytes ~= '0' then
+      redis.pcall('DECRBY', own.bytes .. device, bytes)
+    end
+    if uid ~= '' then
+      counted.take(counted.name(own, uid, device), 1, tonumber(mark))
+    end
+    redis.call('UNLINK', held)
+  end
+  return true -- a capture goes by its TTL
 end
 
 function jobs.remove(stream, id)

@@ -98,6 +98,32 @@ function keys.forwarded(key, origin)
   return private(key, 'fwd') .. origin
 end
 
+-- The entries of a stream for which a trigger has started runs, in the slot of the stream: its group knows of those of others.
+function keys.fired(stream, trigger)
+  return private(stream, 'fired') .. trigger
+end
+
+-- How many writes of a key have started a run of a trigger at once, so that their notifications need not.
+function keys.started(key, trigger)
+  return private(key, 'own') .. trigger .. ':' .. key
+end
+
+-- The channel for results of a trigger that names no other.
+function keys.results(trigger)
+  return 'ks:results:' .. trigger
+end
+
+-- The node tag and the trigger in the ticket of a run that the trigger has started; nil for other tickets.
+function keys.of_event(ticket)
+  return string.match(ticket, '^ks:{([^}]*)}:ev:(.+)$')
+end
+
+-- Whether two keys are in one slot.
+function keys.together(one, other)
+  local first, second = keys.tag(one), keys.tag(other)
+  return first == second or crc16(first) % 16384 == crc16(second) % 16384
+end
+
 -- The node's own keys, formed once per tag.
 function keys.of_node(tag)
   local base = 'ks:{' .. tag .. '}:'
@@ -120,5 +146,13 @@ function keys.of_node(tag)
     executor = base .. 'executor:',
     seen = base .. 'seen:',
     ticket = base .. 'ticket:',
+    triggers = base .. 'triggers',
+    onset = base .. 'onset',
+    tstats = base .. 'tstats:',
+    event = base .. 'ev:',
+    inflight = base .. 'inflight:',
+    latest = base .. 'latest:',
+    lead = base .. 'lead:',
+    due = base .. 'due:',
   }
 end

@@ -236,6 +236,7 @@ function submit.run(request)
     redis.call('EXISTS', ticket)
   end
   local deadline = now + request.timeout
+  request.deadline = deadline
   local entry = { 'h', '' }
   local modes = inputs.capture(entry, list, deadline + jobs.REPLY_GRACE_MS, request.owns)
   local id = submit.enter(own, device, record, request, deadline, ticket, entry, modes, #list, bytes, mark)

@@ -29,8 +29,9 @@ WORDS = [
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
-    "KEYS", "ARGS", "ENTRY_POINTS", "SOURCE", "FUNCTIONS",
     "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
+    "|>", "LOAD", "PERSIST", "ROUTING", "TENSORSET", "TENSORGET", "MODELEXECUTE", "SCRIPTEXECUTE",
+    "KEYS", "ARGS", "ENTRY_POINTS", "SOURCE", "FUNCTIONS",
 ]  # fmt: skip
 NUMBERS = [
     "0", "1", "2", "3", "4", "1000", "1001", "-1", "1.5", "1e400", "0x10", "nan", "inf", "2147483648",
@@ -86,6 +87,16 @@ SOUND: dict[str, list[Any]] = {
     "AI_PREDICT": [
         "m", "INPUTS", "1", "VALUE", ROW, "NAMES", "1", "x", "OUTPUTS", "1", "y", "TIMEOUT", "1000", "TICKET", "T", "c",
         "PRIORITY", "HIGH",
+    ],
+    "AI_DAGEXECUTE": [
+        "LOAD", "1", "x", "PERSIST", "1", "x", "TIMEOUT", "1000", "TICKET", "T", "c", "ID", "c", "1",
+        "|>", "TENSORSET", "t", "FLOAT", "1", "4", "VALUES", "1", "2", "3", "4",
+        "|>", "TENSORSET", "v", "VALUE", ROW, "|>", "MODELEXECUTE", "m", "INPUTS", "1", "x", "OUTPUTS", "1", "x",
+        "|>", "TENSORGET", "x", "META", "BLOB",
+    ],
+    "AI_DAGEXECUTE_RO": [
+        "ROUTING", "y", "|>", "TENSORSET", "t", "UINT8", "2", "BLOB", "|>",
+        "|>", "MODELEXECUTE", "m", "INPUTS", "1", "t", "OUTPUTS", "1", "z", "|>", "TENSORGET", "z",
     ],
     "AI_CANCEL": ["T", "CPU/1-1"],
     "AI_DEADDEL": ["D", "1-1"],
@@ -238,8 +249,11 @@ def test_the_sound_call_is_taken(target: Server, function: str) -> None:
     with Hand(target.url_unix) as hand:
         stand_for = prepare(hand)
         args = [stand_for.get(arg, arg) if isinstance(arg, str) else arg for arg in SOUND[function]]
-        names = {"AI_TENSORSET": ["t"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"]}
-        names |= {"AI_SCRIPTEXECUTE": ["x", "y"], "AI_SCRIPTGET": ["s"], "AI_SCRIPTDEL": ["s"], "AI_SCRIPTSTORE": ["s"]}
+        names = {
+            "AI_TENSORSET": ["t"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"],
+            "AI_DAGEXECUTE": ["x"], "AI_DAGEXECUTE_RO": ["y"], "AI_SCRIPTEXECUTE": ["x", "y"],
+            "AI_SCRIPTGET": ["s"], "AI_SCRIPTDEL": ["s"], "AI_SCRIPTSTORE": ["s"],
+        }  # fmt: skip
         one = ["m"] if library.functions()[function].keys else []
         hand.do("DEL", "y")
         if target.kind == "valkey" and hand.node.tag != b"0" and function in ("AI_MODELEXECUTE", "AI_SCRIPTEXECUTE"):

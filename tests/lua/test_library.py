@@ -213,11 +213,13 @@ def test_parameters_do_not_hide_helpers(stem: str) -> None:
         assert set(re.findall(r"\w+", found)) & tables == set()
 
 
-def test_helper_files_share_one_scope() -> None:
-    text = "\n".join(SOURCES.libs.values())
-    names = re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)
-    assert [name for name in names if names.count(name) > 1] == []
-    assert len(names) < 180, "Lua allows 200 locals"
+def test_what_helper_files_give_has_a_name_of_its_own() -> None:
+    given = []
+    for file, text in SOURCES.libs.items():
+        names = re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)
+        given += [file] if file in names else names
+    assert [name for name in given if given.count(name) > 1] == []
+    assert len(given) < 180, "Lua allows 200 locals"
 
 
 def test_only_one_file_knows_what_private_keys_are_called() -> None:
@@ -227,7 +229,7 @@ def test_only_one_file_knows_what_private_keys_are_called() -> None:
 
 def test_commands_that_functions_call() -> None:
     functions = library.functions()
-    assert functions["AI_TENSORSET"].calls == ("EXISTS", "GETRANGE", "SET")
+    assert {"EXISTS", "GETRANGE", "SET"} < set(functions["AI_TENSORSET"].calls)
     assert functions["AI_TENSORGET"].calls == ("EXISTS", "GETRANGE", "STRLEN")
     assert functions["KS_VERSION"].calls == ()
     assert functions["AI_TENSORGET"].readonly

@@ -7,10 +7,11 @@ import hiredis
 import numpy as np
 import pytest
 
-from keyside.tensorstore import commands, errors, keys, library, npy, plain, resp
+from keyside.tensorstore import commands, commands_graphs, errors, keys, library, npy, plain, resp
 from keyside.tensorstore import commands_scripts as scripts
 from keyside.tensorstore.command import Command, Value, encode, text, to_bytes
 from keyside.tensorstore.commands import InputSpec, ListedModel, Submit
+from keyside.tensorstore.commands_graphs import GetTensor, RunModel, SetTensor
 from keyside.tensorstore.records import encode_reply
 
 VALUE = InputSpec(b"VALUE", npy.to_bytes(np.zeros(1)))
@@ -34,6 +35,11 @@ EXAMPLES: dict[str, list[Command[Any]]] = {
     "AI_MODELSCAN": [commands.ai_modelscan(0)],
     "AI_MODELEXECUTE": [commands.ai_modelexecute("m", [KEY], ["y"], SUBMIT)],
     "AI_PREDICT": [commands.ai_predict("m", [VALUE], SUBMIT), commands.ai_predict("m", [KEY], SUBMIT, outputs=["y"])],
+    "AI_DAGEXECUTE": [
+        commands_graphs.ai_dagexecute([GetTensor("x")], SUBMIT, load=["x"], persist=["x"]),
+        commands_graphs.ai_dagexecute([SetTensor("x", VALUE), RunModel("m", ["x"], ["y"])], SUBMIT),
+    ],
+    "AI_DAGEXECUTE_RO": [commands_graphs.ai_dagexecute_ro([SetTensor("x", KEY), GetTensor("x")], SUBMIT)],
     "AI_CANCEL": [commands.ai_cancel("ks:{0}:ticket:CPU/1-0"), commands.ai_cancel("ks:{0}:mb:a", b"CPU/1-0")],
     "AI_INFO": [commands.ai_info("m"), commands.ai_info_reset("m", 2)],
     "AI_SCRIPTSTORE": [
@@ -77,6 +83,7 @@ def test_what_is_sent_twice_does_no_harm_the_second_time() -> None:
                 assert name not in (
                     "AI_PREDICT", "AI_MODELEXECUTE", "AI_MODELSTORE", "AI_MODELDEL",
                     "AI_SCRIPTSTORE", "AI_SCRIPTDEL", "AI_SCRIPTEXECUTE",
+                    "AI_DAGEXECUTE",
                 )  # fmt: skip
             else:
                 assert not library.functions()[name].readonly
