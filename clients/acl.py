@@ -207,7 +207,10 @@ def _own(sign: str, *kinds: str) -> list[str]:
 
 
 def _reader(keys: list[str], read: list[str], models: list[str]) -> list[Grant]:
-    role = _Role(("AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION"))
+    role = _Role((
+        "AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_SCRIPTGET", "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE",
+        "AI_LIMITGET", "KS_VERSION",
+    ))  # fmt: skip
     tensors = list(dict.fromkeys((*keys, *read)))
     role.add(_keys("%R~", tensors), "string", "any", plain=_READ_TENSOR)
     _see_models(role, models)
@@ -231,8 +234,9 @@ def _see_models(role: _Role, models: list[str], *queues: str) -> None:
 
 def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: bool) -> list[Grant]:
     role = _Role((
-        "AI_PREDICT", "AI_MODELEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET", "AI_MODELSCAN", "AI_INFO",
-        "AI_NODE", "AI_LIMITGET", "KS_VERSION", "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO",
+        "AI_PREDICT", "AI_MODELEXECUTE", "AI_SCRIPTEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET",
+        "AI_MODELSCAN", "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION",
+        "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO",
     ))  # fmt: skip
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
@@ -353,7 +357,7 @@ def rules(
         chunks = dict.fromkeys(_beside(pattern, kind) for kind in ("up", "blob") for pattern in names)
         found.append(Grant(("get", "strlen", "exists"), tuple(_keys("%R~", chunks))))
         if role == "predictor":
-            found.append(Grant(("fcall_ro|ai_modelget",), tuple(_keys("%R~", names))))
+            found.append(Grant(("fcall_ro|ai_modelget", "fcall_ro|ai_scriptget"), tuple(_keys("%R~", names))))
     found.append(Grant(("get",), (f"%R~{marker(user)}",)))
     return found
 
