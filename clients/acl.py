@@ -52,7 +52,7 @@ _LIST = frozenset({"RPUSH", "LPOP", "LPUSH", "LLEN", "LTRIM", "LRANGE"})
 # Of what functions call, the rest changes something.
 _READS = frozenset({
     "EXISTS", "PTTL", "GET", "GETRANGE", "STRLEN", "GETBIT", "HGET", "HMGET", "HGETALL", "HEXISTS", "HLEN", "HSCAN",
-    "HKEYS", "HVALS", "ZRANGE", "ZSCORE", "ZCARD", "ZRANGEBYSCORE", "ZREVRANGE", "XLEN", "XRANGE", "XREVRANGE",
+    "HKEYS", "HVALS", "ZRANGE", "ZSCORE", "ZCARD", "ZCOUNT", "ZRANGEBYSCORE", "ZREVRANGE", "XLEN", "XRANGE", "XREVRANGE",
     "SISMEMBER", "SMEMBERS", "SCARD", "LLEN", "LRANGE",
 })  # fmt: skip
 
@@ -209,14 +209,18 @@ def _own(sign: str, *kinds: str) -> list[str]:
 def _reader(keys: list[str], read: list[str], models: list[str]) -> list[Grant]:
     role = _Role((
         "AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_SCRIPTGET", "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE",
-        "AI_LIMITGET", "KS_VERSION",
+        "AI_LIMITGET", "KS_VERSION", *_SEE_TRIGGERS,
     ))  # fmt: skip
     tensors = list(dict.fromkeys((*keys, *read)))
     role.add(_keys("%R~", tensors), "string", "any", plain=_READ_TENSOR)
     _see_models(role, models)
-    role.leave_out("UNLINK")  # RESETSTAT of AI_INFO
+    role.leave_out("UNLINK")  # RESETSTAT of AI_INFO and AI_TRIGGERINFO
     role.call(_keys("~", (*tensors, *models)), role.functions)
     return role.done()
+
+
+# What is said of triggers; to set one is for admins, since executors do for it what others may not.
+_SEE_TRIGGERS = ("AI_TRIGGERSCAN", "AI_TRIGGERGET", "AI_TRIGGERINFO")
 
 
 def _see_models(role: _Role, models: list[str], *queues: str) -> None:
@@ -226,6 +230,8 @@ def _see_models(role: _Role, models: list[str], *queues: str) -> None:
     role.add(_own("%R~", "executors"), "zset", "any")
     role.add(_own("%R~", "executor:*", "limits"), "string", "any")
     role.add(_own("%R~", "queued:*"), "hash", "any")
+    role.add(_own("%R~", "triggers", "onset", "tstats:*"), "hash", "any")
+    role.add(_own("%R~", "inflight:*"), "zset", "any")
     # The lengths of queues, for which any right to the key will do; never their entries.
     role.add(_own("%W~", "jobs:*"), plain=("exists", "xlen", *queues))
     role.leave_out("XLEN", *(one.upper() for one in queues))
@@ -236,7 +242,7 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     role = _Role((
         "AI_PREDICT", "AI_MODELEXECUTE", "AI_SCRIPTEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET",
         "AI_MODELSCAN", "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION",
-        "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO",
+        "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO", "AI_TENSORCHANGED", *_SEE_TRIGGERS,
     ))  # fmt: skip
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
@@ -254,6 +260,10 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     # Who may count what he submits could count otherwise, by hand: bounds are for those who mean well.
     role.add(_own("~", "queued:*"), "hash", plain=("pexpireat", "unlink"))
     role.add(_own("~", "rate:*"), plain=("get", "incr", "pexpire", "pttl", "unlink"))
+    # Whoever sets a tensor starts the runs of triggers that wait for it. Their errors he may count, not publish.
+    role.add(_own("~", "tstats:*", "latest:*"), "hash", plain=("pexpireat", "pttl"))
+    role.add(_own("~", "inflight:*"), "zset", plain=("pexpireat", "pttl"))
+    role.add(_own("~", "own:*"), plain=("incr", "pexpire"))
     role.add(_own("~", "out:*"), plain=("get", "mget", "getrange", "strlen", "unlink", "del", "exists"))
     tickets = ("t:*", "mb:*", "ticket:*") if any_ticket else ("t:*", "mb:*")
     role.add(
@@ -295,17 +305,19 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
             "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
             "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
-            "xautoclaim", "xpending", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
+            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
             "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),
         ),
     )  # fmt: skip
+    # Triggers listen on channels of users, and publish there.
+    channels = ("ks:*", "__key*__:*", *dict.fromkeys((*keys, *read, *models))) if own != ("*",) else ("*",)
     return role.done(
         "function|list", "function|load", "info", "client|unblock", "client|no-evict", "subscribe", "psubscribe",
         "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "publish", "spublish", "role", "wait",
         "multi", "exec", "unwatch", "cluster|myid", "cluster|slots", "readonly", "asking",
-        channels=("ks:*", "__key*__:*"),
+        channels=channels,
     )  # fmt: skip
 
 

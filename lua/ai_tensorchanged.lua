@@ -9,6 +9,9 @@ local function AI_TENSORCHANGED(KEYS, ARGV)
   if not key or KEYS[2] or ARGV[1] then
     raise('BADARG', "wrong number of arguments for 'AI_TENSORCHANGED': give the tensor's key as the one key")
   end
+  if not redis.acl_check_cmd('SET', key, '') then
+    raise('NOPERM', "this user may not SET key '" .. args.printable(key) .. "'")
+  end
   local own = node.keys()
   local list = onset.all(own)
   return list and onset.changed(own, list, key, {}, true) or 0

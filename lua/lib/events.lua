@@ -52,7 +52,7 @@ function events.pause(own, record)
   if found == 'active' and triggers.encode(name) then
     redis.call('HSET', name, 'state', 'paused')
     catalog.update_trigger(own, name)
-  elseif type(found) == 'table' then
+  elseif type(found) == 'table' and string.find(found.err, 'non local', 1, true) then
     local raw = redis.call('HGET', own.triggers, name)
     triggers.keep(own, name, (string.gsub(raw, '"state":"active"', '"state":"paused"', 1)))
   end
@@ -103,13 +103,12 @@ function events.tell(own, record, run, source, result, problem)
     end
     local added = redis.pcall('XADD', stream, unpack(words))
     if type(added) == 'table' and added.err then
-      events.count(own, name, 'errors')
       redis.pcall('HSET', own.tstats .. name, 'last_error', "results stream '" .. args.printable(stream) .. "': " .. raised_text(added),
         'last_error_ms', now)
     end
   end
   if problem and record.onerror == 'pause' then
-    events.pause(own, record)
+    pcall(events.pause, own, record) -- who fired it by setting a tensor may not
   end
 end
 

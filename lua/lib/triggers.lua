@@ -131,17 +131,21 @@ end
 
 -- Forget a trigger; with `counters` for good. Returns whether it was known.
 function triggers.drop(own, name, counters)
-  local known = redis.call('HDEL', own.triggers, name) == 1
+  -- Most callers may read what is there, and change nothing.
+  if redis.call('HEXISTS', own.triggers, name) == 0 then
+    return false
+  end
+  redis.call('HDEL', own.triggers, name)
   if redis.call('HDEL', own.onset, name) == 1 then
     onset_changed(own)
   end
-  if known and counters then
+  if counters then
     redis.call('UNLINK', own.tstats .. name)
     redis.call('UNLINK', own.inflight .. name)
     redis.call('UNLINK', own.latest .. name)
     redis.call('UNLINK', own.due .. name)
   end
-  return known
+  return true
 end
 
 -- The uid of the trigger at a key; nil where there is nothing. Any other value is refused.

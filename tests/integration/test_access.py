@@ -59,6 +59,12 @@ def gather(*spec: Any) -> tuple[Any, ...]:
     return ("FCALL", "AI_PREDICT", 1, key, "fraud", "INPUTS", 1, *spec)
 
 
+def trigger(name: str) -> tuple[Any, ...]:
+    """The command that sets a trigger."""
+    on = ("ON", "SET", "alice:frame:{n}", "RUN", "fraud", "INPUTS", 1, "KEY", "{key}", "OUTPUTS", 1, "alice:boxes:{n}")
+    return ("FCALL", "AI_TRIGGERSET", 1, name, *on)
+
+
 # What to do, and who may. Each function stands in at least one line.
 FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FCALL", "AI_TENSORSET", 1, "alice:t", "FLOAT", 1), {ALICE, ROOT}),
@@ -118,6 +124,16 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FCALL", "AI_LIMITSET", 1, "fraud", "JOBS", 0), {MANAGER, ROOT}),
     (("FCALL", "AI_LIMITSET", 1, "other", "JOBS", 0), {ROOT}),
     (("FCALL", "AI_LIMITSET", 0, "NODE", "JOBS", 10000), {ROOT}),
+    (("FCALL", "AI_TENSORCHANGED", 1, "alice:t"), {ALICE, ROOT}),
+    (("FCALL", "AI_TENSORCHANGED", 1, "shared:t"), {ROOT}),
+    (trigger("fraud:t"), {ROOT}),
+    (("FCALL", "AI_TRIGGERPAUSE", 1, "fraud:t", "ON"), {ROOT}),
+    (("FCALL", "AI_TRIGGERDEL", 1, "fraud:t"), {ROOT}),
+    (("FCALL_RO", "AI_TRIGGERGET", 1, "fraud:t"), {ALICE, READER, EXEC, ROOT}),
+    (("FCALL_RO", "AI_TRIGGERGET", 1, "other:t"), {"bob", EXEC, ROOT}),
+    (("FCALL", "AI_TRIGGERINFO", 1, "fraud:t"), {ALICE, READER, ROOT}),
+    (("FCALL", "AI_TRIGGERINFO", 1, "other:t"), {"bob", ROOT}),
+    (("FCALL_RO", "AI_TRIGGERSCAN", 0, "0"), {ALICE, "bob", READER, EXEC, ROOT}),
     (predict("fraud", X, options=("PRIORITY", "HIGH")), {ALICE, ROOT}),
     (("FCALL_RO", "AI_NODE", 0), set(ALL)),
     (("FCALL_RO", "KS_VERSION", 0), set(ALL)),
@@ -192,7 +208,7 @@ ONLY_ASKED: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FUNCTION", "FLUSH"), {ROOT}),
     (("ACL", "SETUSER", "x"), {ROOT}),
     (("SUBSCRIBE", "ks:catalog"), {EXEC, ROOT}),
-    (("PSUBSCRIBE", "*"), {ROOT}),
+    (("PSUBSCRIBE", "*"), {EXEC, ROOT}),  # triggers listen on channels
     (("XREADGROUP", "GROUP", "ks", "c", "STREAMS", "ks:{0}:jobs:CPU", ">"), {EXEC, ROOT}),
     (("XADD", "ks:{0}:jobs:CPU", "*", "a", "b"), {ALICE, "bob", MANAGER, EXEC, ROOT}),  # hence signatures
     (("UNLINK", "ks:{0}:jobs:CPU"), {EXEC, ROOT}),

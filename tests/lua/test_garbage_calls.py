@@ -28,6 +28,8 @@ WORDS = [
     "CHUNKS", "VERSION", "RESETSTAT", "UPLOAD", "DIGEST", "TAG", "BATCHSIZE", "MINBATCHSIZE", "MINBATCHTIMEOUT",
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
+    "ON", "OFF", "SET", "PUBLISH", "STREAM", "SCHEDULE", "RUN", "COALESCE", "NOTIFY", "{key}", "{a}", "x:{a}", "{{", "}",
+    "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "s", "c",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
     "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
     "|>", "LOAD", "PERSIST", "ROUTING", "TENSORSET", "TENSORGET", "MODELEXECUTE", "SCRIPTEXECUTE",
@@ -115,6 +117,20 @@ SOUND: dict[str, list[Any]] = {
         "s", "f", "KEYS", "1", "k", "INPUTS", "2", "x", "VALUE", ROW, "ARGS", "1", "a", "OUTPUTS", "1", "y",
         "TIMEOUT", "1000", "TICKET", "T", "c",
     ],
+    "AI_TENSORCHANGED": [],
+    "AI_TRIGGERDEL": [],
+    "AI_TRIGGERGET": [],
+    "AI_TRIGGERINFO": ["RESETSTAT"],
+    "AI_TRIGGERPAUSE": ["ON"],
+    "AI_TRIGGERSCAN": ["0", "COUNT", "10"],
+    "AI_TRIGGERSET": [
+        "ON", "SET", "x:{a}", "NOTIFY", "CHANNEL", "c", "RESULTS", "r:{a}", "MAXLEN", "5", "COALESCE", "RATE", "5",
+        "PER", "6", "INFLIGHT", "7", "TTL", "8", "ONERROR", "PAUSE", "RUN", "m", "INPUTS", "1", "KEY", "{key}", "NAMES",
+        "1", "x", "OUTPUTS", "1", "y:{a}", "TIMEOUT", "1000", "PRIORITY", "LOW",
+    ],
+    "KS_FIRE": ["p", "e1", "s", "1", "payload", ROW],
+    "KS_TICK": ["c", "e1"],
+    "KS_TRIGGERS": [],
     "KS_CATALOG": ["0", "10", "REVS"],
     "KS_MERGE": ["NEWER", "1", "m2", "5", "t", "2", "m2", "{}", "m3", "6", "", "0"],
     "KS_REFRESH": ["m", "none"],
@@ -174,6 +190,17 @@ def prepare(hand: Hand) -> dict[str, Any]:
             ("XADD", hand.node.jobs("CPU"), "*", "h", "junk"),
         ]
     )  # fmt: skip
+    run = ("RUN", "m", "INPUTS", 1)
+    hand.fcall("AI_TRIGGERSET", ["t"], "ON", "SET", "{a}", "NOTIFY", *run, "KEY", "{key}")
+    hand.fcall(
+        "AI_TRIGGERSET", ["p"], "ON", "PUBLISH", "news", "COALESCE", "RATE", 5, "PER", 1000, *run, "VALUE", "{payload}"
+    )
+    hand.fcall("AI_TRIGGERSET", ["s"], "ON", "STREAM", "stream", *run, "KEY", "{key}")
+    hand.fcall("AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 1, "KEYS", 1, "x", *run, "KEY", "{member}")
+    hand.do("XGROUP", "CREATE", "stream", "kss", "0")
+    hand.do("XREADGROUP", "GROUP", "kss", "e1", "STREAMS", "stream", ">")
+    for name in ("t", "p", "c"):
+        hand.do("SET", hand.node.lead(name), "e1")
     hand.predict()
     claimed = hand.do("XREADGROUP", "GROUP", "ks", "e1", "STREAMS", hand.node.jobs("CPU"), ">")[0][1]
     hand.predict()
@@ -250,11 +277,11 @@ def test_the_sound_call_is_taken(target: Server, function: str) -> None:
         stand_for = prepare(hand)
         args = [stand_for.get(arg, arg) if isinstance(arg, str) else arg for arg in SOUND[function]]
         names = {
-            "AI_TENSORSET": ["t"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"],
+            "AI_TENSORSET": ["tensor"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"],
             "AI_DAGEXECUTE": ["x"], "AI_DAGEXECUTE_RO": ["y"], "AI_SCRIPTEXECUTE": ["x", "y"],
             "AI_SCRIPTGET": ["s"], "AI_SCRIPTDEL": ["s"], "AI_SCRIPTSTORE": ["s"],
         }  # fmt: skip
-        one = ["m"] if library.functions()[function].keys else []
+        one = ["t" if "TRIGGER" in function else "m"] if library.functions()[function].keys else []
         hand.do("DEL", "y")
         if target.kind == "valkey" and hand.node.tag != b"0" and function in ("AI_MODELEXECUTE", "AI_SCRIPTEXECUTE"):
             return  # x and y are in different slots

@@ -12,7 +12,7 @@ BRANCHES = (errors.CallerError, errors.StateError, errors.TransportError, errors
 
 # code: branch, as in section 8 of the protocol and the three that have no reply of their own
 CALLER = """BADARG BADNPY BADVALUE TOOBIG NOTENSOR NOFEATURE WRONGTYPE NOMODEL MODELFAILED BADINPUT BADDTYPE
-    BADSHAPE BADMODEL CROSSSLOT NOPERM SCANLIMIT UPLOADLOST"""
+    BADSHAPE BADMODEL CROSSSLOT NOPERM SCANLIMIT UPLOADLOST NOTRIGGER LOOP"""
 TABLE = {
     **dict.fromkeys(CALLER.split(), errors.CallerError),
     **dict.fromkeys(["BUSY", "OOM", "TRYAGAIN", "INPUTLOST", "NOLIBRARY", "OLDLIBRARY"], errors.StateError),
