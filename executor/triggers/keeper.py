@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from keyside.executor.triggers.ear import Ear, Said, Topic
 from keyside.executor.triggers.fire import BATCH, Answer, Shot, fire
-from keyside.executor.triggers.leases import Leases
+from keyside.executor.triggers.leases import Leases, ear_of
 from keyside.executor.triggers.messages import of_message
 from keyside.executor.triggers.notifications import Notifications, turn_on
 from keyside.executor.triggers.schedule import Schedule
@@ -51,6 +51,7 @@ class Keeper(threading.Thread):
         self._over = threading.Event()
         self._node = keys.NodeKeys()
         self._leases = Leases(worker.consumer)
+        self._always = (NEWS, Topic(b"SUBSCRIBE", ear_of(worker.consumer)))
         self._notifications = Notifications(self._own.database, worker.consumer)
         self._triggers: dict[bytes, Trigger] = {}
         self._by_topic: dict[Topic, list[Trigger]] = {}
@@ -108,7 +109,7 @@ class Keeper(threading.Thread):
         self._node = self._worker.node
         self._own.connect()
         self._ear.connect()
-        self._ear.listen_to((NEWS,))
+        self._ear.listen_to(self._always)
         self._leases.of(self._node)
         self._next_look = self._next_turn_on = 0.0
 
@@ -207,7 +208,7 @@ class Keeper(threading.Thread):
                     self._next_turn_on = now + TURN_ON_S
                     turn_on(self._own)
         self._by_topic = by_topic
-        return self._ear.listen_to((NEWS, *by_topic), mark=bool(fresh))
+        return self._ear.listen_to((*self._always, *by_topic), mark=bool(fresh))
 
     def _follow_schedules(self) -> None:
         led = {trigger.name: trigger for trigger in self._led if trigger.kind == "schedule"}

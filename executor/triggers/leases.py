@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable
 
-from keyside.executor.wire import Wire
+from keyside.executor.wire import Command, Wire
 from keyside.tensorstore import keys
 
-__all__ = ["LEASE_MS", "Leases"]
+__all__ = ["LEASE_MS", "Leases", "ear_of"]
 
 LEASE_MS = 3000
+
+
+def ear_of(consumer: bytes) -> bytes:
+    """Return the channel that an executor listens to while it serves triggers: there is never anything on it."""
+    return b"ks:ear:" + consumer
 
 
 class Leases:
@@ -38,27 +43,37 @@ class Leases:
             KeysideError: the server is gone.
         """
         names = list(triggers)
-        holders = wire.call_many([(b"GET", self._node.lead(name)) for name in names])
-        asked = [name for name, holder in zip(names, holders, strict=True) if holder in (None, self._consumer)]
-        commands = [
-            (b"PEXPIRE", self._node.lead(name), LEASE_MS)
-            if holder == self._consumer
-            else (b"SET", self._node.lead(name), self._consumer, b"NX", b"PX", LEASE_MS)
-            for name, holder in zip(names, holders, strict=True)
-            if holder in (None, self._consumer)
-        ]
+        holders = dict(zip(names, wire.call_many([(b"GET", self._node.lead(name)) for name in names]), strict=True))
+        self._free_those_of_the_dead(wire, holders)
+        commands: list[Command] = []
+        asked = [name for name, holder in holders.items() if holder in (None, self._consumer)]
+        for name in asked:
+            if holders[name] is None:
+                commands.append((b"SET", self._node.lead(name), self._consumer, b"NX", b"PX", LEASE_MS))
+            else:
+                commands.append((b"PEXPIRE", self._node.lead(name), LEASE_MS))
         answers = wire.call_many(commands) if commands else []
-        mine, fresh = set(), set()
-        held = {name for name, holder in zip(names, holders, strict=True) if holder == self._consumer}
-        for name, answer in zip(asked, answers, strict=True):
-            # As good as its answer: what PEXPIRE finds gone is asked for anew at the next look.
-            if answer in (1, b"OK"):
-                mine.add(name)
-                if name not in held or name not in self.mine:
-                    fresh.add(name)
+        # What PEXPIRE finds gone is asked for anew at the next look.
+        mine = {name for name, answer in zip(asked, answers, strict=True) if answer in (1, b"OK")}
+        fresh = {name for name in mine if holders[name] is None or name not in self.mine}
         self.release(wire, self.mine - set(names))
         self.mine = mine
         return fresh
+
+    def _free_those_of_the_dead(self, wire: Wire, holders: dict[bytes, bytes | None]) -> None:
+        """End leases whose executor listens to nothing any more: it is dead, or will have to begin anew.
+
+        A lease that ends like this under one who lives costs messages, never doubles them: KS_FIRE looks at the lease.
+        """
+        others = {holder for holder in holders.values() if isinstance(holder, bytes) and holder != self._consumer}
+        if not others:
+            return
+        counts = wire.call(b"PUBSUB", b"NUMSUB", *map(ear_of, others))
+        dead = {other for other, count in zip(others, counts[1::2], strict=True) if count == 0}
+        for name, holder in holders.items():
+            if holder in dead and wire.call(b"GET", self._node.lead(name)) == holder:
+                wire.call(b"UNLINK", self._node.lead(name))
+                holders[name] = None
 
     def release(self, wire: Wire, names: Iterable[bytes]) -> None:
         """Let others serve these triggers at once.

@@ -176,10 +176,23 @@ def test_another_executor_goes_on(topic: str, redis: Server, db_redis: Any) -> N
             first.resume()  # it has the second message too
             channel.silent(1.0)
             first.kill()
+            time.sleep(0.1)
             db.publish(topic, tensor(3))
             assert channel.next()["outputs"]["y"]["values"] == [3]
         db.fcall("AI_TRIGGERDEL", 1, "t")
         db.fcall("AI_MODELDEL", 1, "echo")
+
+
+def test_a_killed_leader_is_replaced_before_its_lease_ends(topic: str, redis: Server, db_redis: Any) -> None:
+    with Executor(redis) as first:
+        set_trigger(db_redis, "t", ("PUBLISH", topic), ("echo", "INPUTS", 1, "VALUE", "{payload}"))
+        wait_for_listener(db_redis, topic)
+        with Executor(redis):
+            time.sleep(0.6)
+            holder = db_redis.get("ks:{0}:lead:t")
+            first.kill()
+            wait_until(lambda: db_redis.get("ks:{0}:lead:t") not in (None, holder), "the other has the lease", 1.0)
+        db_redis.fcall("AI_TRIGGERDEL", 1, "t")
 
 
 def test_who_leaves_lets_go_of_its_leases(topic: str, redis: Server, db_redis: Any) -> None:

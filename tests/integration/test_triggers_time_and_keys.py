@@ -21,6 +21,9 @@ def run(executor: Executor, db: Any) -> Iterator[Any]:
     raw.store(db, "echo", models.echo_int64())
     before = db.config_get("notify-keyspace-events")
     yield db
+    for name, *_ in db.fcall_ro("AI_TRIGGERSCAN", 0, 0)[1]:
+        db.fcall("AI_TRIGGERDEL", 1, name)
+    wait_until(lambda: db.xlen("ks:{0}:jobs:CPU") == 0, "no run is under way")
     db.config_set("notify-keyspace-events", before["notify-keyspace-events"])
     db.fcall("AI_MODELDEL", 1, "echo")
 
