@@ -12,8 +12,8 @@ help:  ## list the targets
 demo: $(VENV)/.stamp-local  ## handwritten digits through an embedded server and an executor
 	$(PY) examples/demo.py
 
-# A worker per core, which steal tests from each other: so the tests that share a server stay together (CONTRIBUTING.md).
-test: lint type redis  ## lint, types, then every test, on all cores (WORKERS=1: one after the other)
+# Workers that steal tests from each other: the tests that share a server stay together, and nobody is left with the rest.
+test: lint type redis  ## lint, types, then every test, on all cores (WORKERS=0: one after the other)
 	$(PY) -m pytest -n $(or $(WORKERS),auto) --dist worksteal
 
 lint: $(VENV)/.stamp-dev  ## ruff, formatting, generated code

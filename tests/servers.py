@@ -26,13 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, seconds: float = START_SECONDS, *, every: float = 0.005
+) -> None:
     """Wait until a condition holds; fail, saying what was waited for, when it does not in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def _ports() -> Iterator[int]:
