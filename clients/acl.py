@@ -52,8 +52,8 @@ _LIST = frozenset({"RPUSH", "LPOP", "LPUSH", "LLEN", "LTRIM", "LRANGE"})
 # Of what functions call, the rest changes something.
 _READS = frozenset({
     "EXISTS", "PTTL", "GET", "GETRANGE", "STRLEN", "GETBIT", "HGET", "HMGET", "HGETALL", "HEXISTS", "HLEN", "HSCAN",
-    "HKEYS", "HVALS", "ZRANGE", "ZSCORE", "ZCARD", "ZCOUNT", "ZRANGEBYSCORE", "ZREVRANGE", "XLEN", "XRANGE", "XREVRANGE",
-    "SISMEMBER", "SMEMBERS", "SCARD", "LLEN", "LRANGE",
+    "HKEYS", "HVALS", "ZRANGE", "ZSCORE", "ZCARD", "ZCOUNT", "ZRANGEBYSCORE", "ZREVRANGE", "XLEN", "XRANGE",
+    "XREVRANGE", "SISMEMBER", "SMEMBERS", "SCARD", "LLEN", "LRANGE",
 })  # fmt: skip
 
 
@@ -305,8 +305,8 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
             "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
             "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
-            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
-            "xgroup|createconsumer", "xgroup|delconsumer",
+            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream",
+            "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),
         ),
