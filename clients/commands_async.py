@@ -15,6 +15,7 @@ from keyside.tensorstore.command import Command, Name, encode
 from keyside.tensorstore.errors import Unreachable
 from keyside.tensorstore.plain import CatalogRecord
 from keyside.tensorstore.resp import Piece
+from keyside.tensorstore.storing import Write
 
 __all__ = ["AsyncCommands"]
 
@@ -73,16 +74,16 @@ class AsyncCommands(Lines):
                 raise lost
             again = False
 
-    async def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+    async def put(self, write: Write) -> None:
         """Write a tensor, and start what waits for it; like `call`."""
         if time.monotonic() >= self._mute:
-            pieces = storing.pieces(key, header, data, px)
+            pieces = write.pieces()
             replies = await self._exchange(pieces, 4, bulk=len(pieces) > 1, again=True)
             if not storing.is_mute(replies):
                 storing.read(replies)
                 return
             self._mute = time.monotonic() + storing.MUTE_S
-        await self.call(plain.set_value(key, header, data, px))
+        await self.call(write.alone())
 
     async def fetch(self, key: Name) -> NDArray[Any]:
         """Read a tensor; like `call`."""

@@ -21,6 +21,7 @@ from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
+from keyside.tensorstore.storing import Write
 
 __all__ = ["AsyncNodes"]
 
@@ -290,17 +291,16 @@ class AsyncNodes(ManyNodes, AsyncTransport):
         except KeysideError as error:
             return error
 
-    async def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+    async def put(self, write: Write) -> None:
         """Write a tensor, and start what waits for it; like `call`."""
         ends = time.monotonic() + self._timeout
-        way = Way(self.plan.topology, ends, slot=0 if self.plan.topology.single else keys.slot(key))
+        way = Way(self.plan.topology, ends, slot=0 if self.plan.topology.single else keys.slot(write.key))
 
         async def attempt(node: Node, asking: bool) -> None:
             if asking:  # once, before MULTI: that holds until EXEC
-                batch = [plain.asking(), *storing.transaction(key, header, data, px)]
-                storing.read((await self._trade(node, batch, ends))[1:])
+                storing.read((await self._trade(node, [plain.asking(), *write.transaction()], ends))[1:])
             else:
-                await self._link(node).store(key, header, data, px)
+                await self._link(node).put(write)
 
         await self._pursue(way, attempt)
 

@@ -22,6 +22,7 @@ from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
+from keyside.tensorstore.storing import Write
 
 __all__ = ["SyncNodes"]
 
@@ -279,17 +280,16 @@ class SyncNodes(ManyNodes, SyncTransport):
 
     # --- tensors
 
-    def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
-        """Write a tensor; like `call`."""
+    def put(self, write: Write) -> None:
+        """Write a tensor, and start what waits for it; like `call`."""
         ends = time.monotonic() + self._timeout
-        way = Way(self.plan.topology, ends, slot=keys.slot(key))
+        way = Way(self.plan.topology, ends, slot=keys.slot(write.key))
 
         def attempt(node: Node, asking: bool) -> None:
             if asking:  # once, before MULTI: that holds until EXEC
-                batch = [plain.asking(), *storing.transaction(key, header, data, px)]
-                storing.read(self._trade(node, batch, ends)[1:])
+                storing.read(self._trade(node, [plain.asking(), *write.transaction()], ends)[1:])
             else:
-                self._pool(node).store(key, header, data, px)
+                self._pool(node).put(write)
 
         self._pursue(way, attempt)
 

@@ -18,6 +18,7 @@ from keyside.tensorstore import keys, npy, plain, storing
 from keyside.tensorstore.command import Command, Name, to_bytes
 from keyside.tensorstore.errors import KeysideError, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
+from keyside.tensorstore.storing import Write
 
 __all__ = ["Pool"]
 
@@ -190,32 +191,32 @@ class Pool(OneNode):
 
     # --- tensors
 
-    def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+    def put(self, write: Write) -> None:
         """Write a tensor, and start what waits for it.
 
         Raises:
             KeysideError: the server refuses or is gone.
         """
         if time.monotonic() < self._mute:
-            self.call(plain.set_value(key, header, data, px))
+            self.call(write.alone())
             return
         reached = self.reached
-        head, tail = storing.around(key, header, data, px)
+        head, tail = write.around()
         wire = self.take()
         try:
-            replies = wire.put(head, data, tail, storing.QUIET_REPLY, 4)
+            replies = wire.put(head, write.data, tail, storing.QUIET_REPLY, 4)
         except Unreachable:
             if not reached or self.closed:
                 raise
             self.close_free()
-            replies = self._exchange(storing.transaction(key, header, data, px))
+            replies = self._exchange(write.transaction())
         else:
             self.give(wire)
         if replies is None:
             return
         if storing.is_mute(replies):
             self._mute = time.monotonic() + storing.MUTE_S
-            self.call(plain.set_value(key, header, data, px))
+            self.call(write.alone())
             return
         storing.read(replies)
 

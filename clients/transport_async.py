@@ -18,6 +18,7 @@ from keyside.clients.rounds import as_reply
 from keyside.tensorstore import keys
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import BadArg, Busy, TimedOut, Unreachable
+from keyside.tensorstore.storing import Write
 
 __all__ = ["AsyncPending", "AsyncTransport"]
 
@@ -177,6 +178,11 @@ class AsyncTransport(AsyncCommands):
         self._channels = []
         # asyncio closes sockets in the next turns of the loop.
         await asyncio.sleep(0)
+
+    async def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+        """Write a tensor, and start what waits for it; like `call`."""
+        self._here()
+        await self.put(Write(key, header, data, px, self.identity.id, self.identity.number()))
 
     # --- requests
 

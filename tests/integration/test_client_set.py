@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import redis as redis_py
+from tests import models
 from tests.clients import Connect, connector
+from tests.proxy import Proxy
 from tests.servers import Server
 
 from keyside import errors
@@ -69,7 +71,7 @@ async def test_what_cannot_be_started_now_is_said(client: Any, tells: Told, arra
     for code, error in (
         ("BUSY queue full, and the tensor is written; retry in 50 ms", errors.Busy),
         ("OOM no room", errors.OutOfMemory),
-        ("NOPERM not yours", errors.NoPerm),
+        ("NOPERM the tensor \\'x\\' is written, but the model is not yours", errors.NoPerm),
     ):
         tells(f"return redis.error_reply('{code}')")
         with pytest.raises(error):
@@ -93,6 +95,23 @@ async def test_a_user_who_may_not_call_it_writes_all_the_same(
         assert db.get("calls") == (b"2" if rules[-1] == "-multi" else None)
         await writer.close()
     db.acl_deluser("writer")
+
+
+@pytest.mark.parametrize("array", [SMALL, LARGE], ids=["small", "large"])
+async def test_a_user_who_may_not_look_what_triggers_there_are_writes_all_the_same(
+    connect: Connect, db: redis_py.Redis, server: Server, array: Any
+) -> None:
+    db.execute_command("ACL", "SETUSER", "writer", "reset", "on", ">secret", "~x*", "+@all")
+    writer = connect(server.url_unix.replace("unix://", "unix://writer:secret@"))
+    db.fcall("AI_TRIGGERSET", 1, "t", "ON", "SET", "x:{n}", "RUN", "m", "INPUTS", 1, "KEY", "{key}")
+    await writer.set("x:1", array)
+    assert np.array_equal(await writer.get("x:1"), array)
+    db.execute_command("ACL", "SETUSER", "writer", "~ks:*")
+    db.fcall("AI_MODELSTORE", 1, "m", "ONNX", "CPU", "BLOB", models.affine())
+    with pytest.raises(errors.NoPerm, match="is written, but trigger 't' could not start"):
+        await writer.set("x:1", array)
+    db.acl_deluser("writer")
+    db.flushall()
 
 
 async def test_a_user_who_may_not_write_is_refused(
@@ -121,6 +140,39 @@ async def test_a_full_server_refuses_it_whole(client: Any, db: redis_py.Redis, t
     finally:
         db.config_set("maxmemory", 0)
     assert db.get("calls") == b"1"
+
+
+@pytest.mark.parametrize("array", [SMALL, LARGE], ids=["small", "large"])
+async def test_a_set_that_is_sent_again_starts_nothing_twice(
+    connect: Connect, db: redis_py.Redis, server: Server, array: Any
+) -> None:
+    on = ("ON", "SET", "x:{n}", "RESULTS", "log:{n}", "RUN", "nothing", "INPUTS", 1, "KEY", "{key}")
+    with Proxy(server) as proxy:
+        client = connect(proxy.url)
+        await client.set("x:0", array)
+        db.fcall("AI_MODELSTORE", 1, "nothing", "ONNX", "CPU", "BLOB", models.affine())  # nobody loads it: runs wait
+        db.fcall("AI_TRIGGERSET", 1, "t", *on)
+        cut: list[bytes] = []
+
+        def once(said: bytes) -> bool:
+            if b"EXEC" in said and not cut:
+                cut.append(said)
+                return True
+            return False
+
+        proxy.after = once
+        for number in (1, 2, 3):
+            cut.clear()
+            await client.set(f"x:{number}", array + number)
+            assert cut, "the answer was lost"
+            assert db.get(f"x:{number}") == npy.to_bytes(array + number)
+        stats = db.fcall("AI_TRIGGERINFO", 1, "t")
+        assert dict(zip(stats[::2], stats[1::2], strict=True))[b"fired"] == 3
+    assert [db.fcall("AI_TENSORCHANGED", 1, "x:1", "ID", "c1", 7) for _ in range(3)] == [1, 0, 0]
+    for wrong in (("ID",), ("ID", "c1"), ("ID", "c-1", 1), ("ID", "c1", -1), ("ID", "c1", 1, 2), ("IT", "c1", 1)):
+        with pytest.raises(redis_py.ResponseError, match="BADARG"):
+            db.fcall("AI_TENSORCHANGED", 1, "x:1", *wrong)
+    db.flushall()  # with the jobs that nobody takes
 
 
 async def test_a_broken_connection_is_made_anew(client: Any, db: redis_py.Redis, tells: Told) -> None:

@@ -118,8 +118,9 @@ def test_messages() -> None:
 @pytest.mark.parametrize("size", [3, 100_000])
 def test_both_ways_of_encoding_a_set_agree(px: int | None, size: int) -> None:
     header, data = npy.encode(np.arange(size))
-    commands = b"".join(encode(storing.transaction(b"key", header, data, px)))
-    assert b"".join(storing.pieces(b"key", header, data, px)) == commands
+    write = storing.Write(b"key", header, data, px, b"c1", 17)
+    commands = b"".join(encode(write.transaction()))
+    assert b"".join(write.pieces()) == commands
     assert commands.startswith(b"*1\r\n$5\r\nMULTI\r\n")
     assert commands.endswith(b"*1\r\n$4\r\nEXEC\r\n")
 
