@@ -29,7 +29,7 @@ WORDS = [
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
     "ON", "OFF", "SET", "PUBLISH", "STREAM", "SCHEDULE", "RUN", "COALESCE", "NOTIFY", "{key}", "{a}", "x:{a}", "{{",
-    "}", "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "s", "c",
+    "}", "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "c",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
     "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
     "|>", "LOAD", "PERSIST", "ROUTING", "TENSORSET", "TENSORGET", "MODELEXECUTE", "SCRIPTEXECUTE",
@@ -53,6 +53,7 @@ NAMES = [
     "m@1",
     "m@2",
     "s",
+    "stream-trigger",
     "@",
     "none",
     "{a}x",
@@ -195,10 +196,10 @@ def prepare(hand: Hand) -> dict[str, Any]:
     hand.fcall(
         "AI_TRIGGERSET", ["p"], "ON", "PUBLISH", "news", "COALESCE", "RATE", 5, "PER", 1000, *run, "VALUE", "{payload}"
     )
-    hand.fcall("AI_TRIGGERSET", ["s"], "ON", "STREAM", "stream", *run, "KEY", "{key}")
+    hand.fcall("AI_TRIGGERSET", ["stream-trigger"], "ON", "STREAM", "stream", *run, "KEY", "{key}")
     hand.fcall("AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 1, "KEYS", 1, "x", *run, "KEY", "{member}")
-    hand.do("XGROUP", "CREATE", "stream", "kss", "0")
-    hand.do("XREADGROUP", "GROUP", "kss", "e1", "STREAMS", "stream", ">")
+    hand.do("XGROUP", "CREATE", "stream", "ksstream-trigger", "0")
+    hand.do("XREADGROUP", "GROUP", "ksstream-trigger", "e1", "STREAMS", "stream", ">")
     for name in ("t", "p", "c"):
         hand.do("SET", hand.node.lead(name), "e1")
     hand.predict()
