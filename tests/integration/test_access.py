@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,16 +29,23 @@ def place(server_kind: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def runner(place: World, lasting: set[int]) -> Iterator[Executor]:
-    with place.executor() as executor:
+    with place.executor(functions="tests.functions") as executor:
         lasting.add(executor.pid)
         yield executor
         lasting.discard(executor.pid)
+
+
+def is_ready(db: Any, name: str) -> bool:
+    return bool(db.hget(name, "1:state") == b"ready")
 
 
 @pytest.fixture
 def here(place: World, runner: Executor) -> World:
     if not place.admin.exists("fraud"):
         place.fill()
+        for name in ("fraud:s", "other:s"):
+            place.admin.fcall("AI_SCRIPTSTORE", 1, name, "CPU", "ENTRY_POINTS", 1, "tokens", "FUNCTIONS")
+            wait_until(partial(is_ready, place.admin, name), f"{name} is ready")
     return place
 
 
@@ -138,6 +146,20 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FCALL_RO", "AI_MODELGET", 1, "fraud", "META"), {READER, MANAGER, EXEC, ROOT}),
     (("FCALL_RO", "AI_MODELGET", 1, "other", "META"), {EXEC, ROOT}),
     (("FCALL_RO", "AI_MODELGET", 1, "fraud", "BLOB"), {EXEC, ROOT}),
+    (("FCALL", "AI_SCRIPTSTORE", 1, "fraud3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {MANAGER, ROOT}),
+    (("FCALL", "AI_SCRIPTSTORE", 1, "other3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {ROOT}),
+    (("FCALL_RO", "AI_SCRIPTGET", 1, "fraud:s", "META"), {READER, MANAGER, EXEC, ROOT}),
+    (("FCALL_RO", "AI_SCRIPTGET", 1, "other:s", "META"), {EXEC, ROOT}),
+    (("FCALL_RO", "AI_SCRIPTSCAN", 0, "0"), set(ALL)),
+    (("FCALL", "AI_SCRIPTEXECUTE", 1, "alice:x", "fraud:s", "tokens", "INPUTS", 1, "alice:x"), {ALICE, ROOT}),
+    (("FCALL", "AI_SCRIPTEXECUTE", 0, "other:s", "tokens", "INPUTS", 0), {"bob", ROOT}),
+    (("FCALL", "AI_SCRIPTEXECUTE", 1, "bob:x", "fraud:s", "tokens", "INPUTS", 1, "bob:x"), {ROOT}),
+    (("FCALL", "AI_SCRIPTEXECUTE", 1, "bob:y", "fraud:s", "tokens", "INPUTS", 0, "OUTPUTS", 1, "bob:y"), {ROOT}),
+    (("FCALL", "AI_SCRIPTDEL", 1, "fraud3"), {MANAGER, ROOT}),
+    (("FCALL", "AI_SCRIPTDEL", 1, "other3"), {ROOT}),
+    (("FCALL", "AI_DAGEXECUTE", 1, "alice:x", "LOAD", 1, "alice:x", "|>", "TENSORGET", "alice:x"), {ALICE, ROOT}),
+    (("FCALL", "AI_DAGEXECUTE_RO", 1, "alice:x", "LOAD", 1, "alice:x", "|>", "TENSORGET", "alice:x"), {ALICE, ROOT}),
+    (("FCALL", "AI_DAGEXECUTE", 1, "bob:x", "LOAD", 1, "bob:x", "|>", "TENSORGET", "bob:x"), {"bob", ROOT}),
     (("FCALL_RO", "AI_MODELSCAN", 0), set(ALL)),
     (("FCALL_RO", "AI_MODELSCAN", 0, "0"), set(ALL)),
     (("FCALL", "AI_INFO", 1, "fraud"), {ALICE, READER, MANAGER, ROOT}),
