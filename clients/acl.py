@@ -207,7 +207,8 @@ def _own(sign: str, *kinds: str) -> list[str]:
 
 def _reader(keys: list[str], read: list[str], models: list[str]) -> list[Grant]:
     role = _Role((
-        "AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION", *_SEE_TRIGGERS,
+        "AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION",
+        *_SEE_TRIGGERS,
     ))  # fmt: skip
     tensors = list(dict.fromkeys((*keys, *read)))
     role.add(_keys("%R~", tensors), "string", "any", plain=_READ_TENSOR)
@@ -298,7 +299,8 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
             "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
             "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
-            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
+            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers",
+            "xinfo|groups", "xinfo|stream", "xgroup|create",
             "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),

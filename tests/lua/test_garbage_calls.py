@@ -27,7 +27,7 @@ WORDS = [
     "CHUNKS", "VERSION", "RESETSTAT", "UPLOAD", "DIGEST", "TAG", "BATCHSIZE", "MINBATCHSIZE", "MINBATCHTIMEOUT",
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
-    "ON", "OFF", "SET", "PUBLISH", "STREAM", "SCHEDULE", "RUN", "COALESCE", "NOTIFY", "{key}", "{a}", "x:{a}", "{{", "}",
+    "ON", "OFF", "SET", "PUBLISH", "STREAM", "SCHEDULE", "RUN", "COALESCE", "NOTIFY", "{key}", "{a}", "x:{a}", "{{",
     "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "s", "c",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
     "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
