@@ -69,6 +69,9 @@ TARGETS = {
     "models.hits": Target(
         "200 models of 5 MB under a budget for 50: p50 of hits while misses load, over p50 without misses", 1.2
     ),
+    "graph.calls": Target(
+        "conditional graph of a script and 3 models: p50 over that of the 4 calls by themselves", 0.5
+    ),
     "start.seconds": Target("cold start: `keyside up` to first answer", 1.5, unit=" s"),
     "flat.100_models": Target("cost per request with 100 models stored over that with 1", 1.10),
     "flat.10000_models": Target("cost per request with 10,000 models stored over that with 1", 1.10),

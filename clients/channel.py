@@ -118,17 +118,31 @@ class Channel(asyncio.BufferedProtocol):
 
     def call(self, batch: Sequence[Command[Any]]) -> "asyncio.Future[list[Any]]":
         """Send commands; the future gets their replies, error replies as errors."""
+        return self.trade(encode(batch), len(batch))
+
+    def trade(self, pieces: list[Piece], count: int) -> "asyncio.Future[list[Any]]":
+        """Send commands that are encoded already; like `call`.
+
+        Args:
+            pieces: of them; memory that they refer to must not change until the replies are there.
+            count: of the commands.
+        """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         replies: list[Any] = []
-        count = len(batch)
 
         def on_reply(reply: Any) -> None:
             replies.append(reply)
             if len(replies) == count and not future.done():
                 future.set_result(replies)
 
-        for command in batch:
-            self.send(command, on_reply)
+        if self._lost is not None:
+            for _ in range(count):
+                self._loop.call_soon(on_reply, self._lost)
+            return future
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out += pieces
+        self._awaited.extend([on_reply] * count)
         return future
 
     def _flush(self) -> None:

@@ -164,6 +164,11 @@ class Endpoint:
         """Its name; that of this machine for a unix socket."""
         return str(self._pools[0].connection_kwargs.get("host") or "localhost")
 
+    @property
+    def database(self) -> int:
+        """Number of the database."""
+        return int(self._pools[0].connection_kwargs.get("db") or 0)
+
     def __str__(self) -> str:
         settings = self._pools[0].connection_kwargs
         if "path" in settings:

@@ -16,7 +16,19 @@ from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadValue
 from keyside.tensorstore.features import Feature, Hash, ListRange, Numbers, Rows, SortedSet
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["KEYED", "Bound", "Key", "Moved", "bind", "bind_keys", "count_rows", "output_keys", "request", "strangers"]
+__all__ = [
+    "KEYED",
+    "Bound",
+    "Key",
+    "Moved",
+    "bind",
+    "bind_keys",
+    "count_rows",
+    "input_spec",
+    "output_keys",
+    "request",
+    "strangers",
+]
 
 _MODES = {"copy": b"KEY", "ref": b"REF", "own": b"OWN"}
 
@@ -43,6 +55,14 @@ class Key:
 
 KEYED: frozenset[type] = frozenset({Key, Hash, ListRange, Numbers, Rows, SortedSet})
 """What names keys: a call with one of these goes where they are."""
+
+Maker = Callable[[list[InputSpec | Feature]], Callable[[Submit], Command[bytes]]]
+"""Makes the call of what is sent as its inputs."""
+
+
+def input_spec(key: Key) -> InputSpec:
+    """Return a key as a job takes it."""
+    return InputSpec(_MODES[key.mode], to_bytes(key.name))
 
 
 class Moved(NamedTuple):
@@ -156,6 +176,7 @@ def request(
     identity: Identity,
     node: bytes,
     seq: int | None = None,
+    make: Maker | None = None,
 ) -> Request:
     """Make a request of inputs that are all keys, gathered, or arrays.
 
@@ -168,6 +189,7 @@ def request(
         node: tag of the node, in whose slot large values go if the call has no key; empty on a cluster, where the node
             is chosen when it is sent.
         seq: number of the request; None: a new one.
+        make: makes the call of what is sent as its inputs; None: that of a model.
 
     Raises:
         KeysideError: an array cannot be a tensor, or an argument is out of range.
@@ -180,7 +202,7 @@ def request(
         check_slots([*(name for item in bound.items for name in _names(item)), *outputs])
 
     def parts(tag: bytes) -> Parts:
-        return _parts(target, bound, outputs, (identity.id, seq), tag)
+        return _parts(target, bound, outputs, (identity.id, seq), tag, make)
 
     build, before, temporaries = parts(node if anchor is None else anchor)
     made = Request(target, build, timeout, identity, seq)
@@ -191,7 +213,14 @@ def request(
     return made
 
 
-def _parts(target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: tuple[bytes, int], tag: bytes) -> Parts:
+def _parts(
+    target: str | bytes,
+    bound: Bound,
+    outputs: Sequence[bytes],
+    number: tuple[bytes, int],
+    tag: bytes,
+    make: Maker | None,
+) -> Parts:
     """Make what of a request depends on where its keys are: large values go to keys in the slot of a tag."""
     specs: list[InputSpec | Feature] = []
     before: list[Command[None]] = []
@@ -203,6 +232,10 @@ def _parts(target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: 
             continue
         all_keys = False
         if isinstance(item, Feature):
+            if make is not None:
+                raise BadArg(
+                    "a script takes arrays and keys; what is gathered goes to a model, or to a graph that calls it"
+                )
             specs.append(item)
             continue
         header, data = item if isinstance(item, Moved) else npy.encode(item)
@@ -213,7 +246,11 @@ def _parts(target: str | bytes, bound: Bound, outputs: Sequence[bytes], number: 
         before.append(plain.set_temporary(name, header, data))
         temporaries.append(name)
         specs.append(InputSpec(b"OWN", name))
-    return Parts(_builder(target, specs, bound.names, outputs, all_keys=all_keys), before, temporaries)
+    if make is not None:
+        build = make([spec for spec in specs if isinstance(spec, InputSpec)])
+    else:
+        build = _builder(target, specs, bound.names, outputs, all_keys=all_keys)
+    return Parts(build, before, temporaries)
 
 
 def _builder(

@@ -17,10 +17,11 @@ from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_async import AsyncTransport
 from keyside.clients.way import LATE_S, Way, asked, bare_device, passing
-from keyside.tensorstore import keys, plain
+from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
+from keyside.tensorstore.storing import Write
 
 __all__ = ["AsyncNodes"]
 
@@ -136,6 +137,12 @@ class AsyncNodes(ManyNodes, AsyncTransport):
                 return
             self._renewing = self.spawn(self._renew_now())
         await asyncio.wait((self._renewing,), timeout=max(min(ends - time.monotonic(), _LOOK_S), 0.0))
+
+    async def look_around(self) -> None:
+        """Find out anew where the servers are."""
+        self._here()
+        self.plan.topology.stale = True
+        await self.refresh(time.monotonic() + _LOOK_S)
 
     async def _renew_now(self) -> None:
         with contextlib.suppress(KeysideError):
@@ -283,6 +290,19 @@ class AsyncNodes(ManyNodes, AsyncTransport):
             raise
         except KeysideError as error:
             return error
+
+    async def put(self, write: Write) -> None:
+        """Write a tensor, and start what waits for it; like `call`."""
+        ends = time.monotonic() + self._timeout
+        way = Way(self.plan.topology, ends, slot=0 if self.plan.topology.single else keys.slot(write.key))
+
+        async def attempt(node: Node, asking: bool) -> None:
+            if asking:  # once, before MULTI: that holds until EXEC
+                storing.read((await self._trade(node, [plain.asking(), *write.transaction()], ends))[1:])
+            else:
+                await self._link(node).put(write)
+
+        await self._pursue(way, attempt)
 
     def post(self, batch: Sequence[Command[Any]]) -> None:
         """Send commands whose results nobody waits for, if there are connections."""

@@ -18,10 +18,11 @@ from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncTransport
 from keyside.clients.way import LATE_S, SLICE_S, Way, asked, bare_device, passing
 from keyside.clients.wire import Wire
-from keyside.tensorstore import keys, plain
+from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
+from keyside.tensorstore.storing import Write
 
 __all__ = ["SyncNodes"]
 
@@ -128,6 +129,11 @@ class SyncNodes(ManyNodes, SyncTransport):
         with contextlib.suppress(KeysideError):
             self._renew()
         self._look_now()
+
+    def look_around(self) -> None:
+        """Find out anew where the servers are."""
+        self.plan.topology.stale = True
+        self._refresh(time.monotonic() + _LOOK_S)
 
     def _look(self) -> None:
         """See in the background what the nodes have to do."""
@@ -274,17 +280,16 @@ class SyncNodes(ManyNodes, SyncTransport):
 
     # --- tensors
 
-    def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
-        """Write a tensor; like `call`."""
+    def put(self, write: Write) -> None:
+        """Write a tensor, and start what waits for it; like `call`."""
         ends = time.monotonic() + self._timeout
-        way = Way(self.plan.topology, ends, slot=keys.slot(key))
+        way = Way(self.plan.topology, ends, slot=keys.slot(write.key))
 
         def attempt(node: Node, asking: bool) -> None:
-            if asking:
-                command = plain.set_value(key, header, data, px)
-                command.result(self._trade(node, (command,), ends, asking=True)[0])
+            if asking:  # once, before MULTI: that holds until EXEC
+                storing.read(self._trade(node, [plain.asking(), *write.transaction()], ends)[1:])
             else:
-                self._pool(node).store(key, header, data, px)
+                self._pool(node).put(write)
 
         self._pursue(way, attempt)
 

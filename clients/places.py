@@ -3,18 +3,33 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keyside.clients.endpoint import Endpoint
 from keyside.clients.plan import Plan
 from keyside.clients.topology import Node
 from keyside.tensorstore import keys
 from keyside.tensorstore.command import Name
+from keyside.tensorstore.errors import TryAgain
 
-__all__ = ["ManyNodes", "OneNode", "laggards"]
+__all__ = ["LINE_S", "ManyNodes", "OneNode", "laggards"]
+
+LINE_S = 5.0
+"""How long each step of making a connection for channels may take."""
 
 
 class OneNode:
     """A server that belongs to no cluster."""
 
     node: bytes
+    endpoint: Endpoint
+
+    def endpoints(self, name: bytes) -> list[Endpoint]:  # noqa: ARG002  # there is but one
+        """Return the servers of the cluster, the one first that has the slot of a name."""
+        return [self.endpoint]
+
+    @property
+    def spread(self) -> bool:
+        """Whether slots may move from one node to another."""
+        return False
 
     def tags(self) -> list[bytes]:
         """Return the tags of all nodes."""
@@ -37,6 +52,25 @@ class ManyNodes(OneNode):
     """The primaries of a cluster."""
 
     plan: Plan
+
+    def endpoints(self, name: bytes) -> list[Endpoint]:
+        """Return the servers of the cluster, the one first that has the slot of a name.
+
+        Raises:
+            TryAgain: nobody is known to have it.
+        """
+        topology = self.plan.topology
+        owner = topology.owner(keys.slot(name))
+        if owner is None:
+            topology.stale = True
+            raise TryAgain(f"no node of the cluster is known to own slot {keys.slot(name)}")
+        others = [node for node in topology.nodes.values() if node is not owner]
+        return [self.endpoint.at(node.host, node.port) for node in (owner, *others)]
+
+    @property
+    def spread(self) -> bool:
+        """Whether slots may move from one node to another."""
+        return not self.plan.topology.single
 
     def nodes(self) -> list[Node]:
         """Return the primaries that are known."""

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyside.clients.endpoint import Endpoint
-from keyside.clients.places import OneNode
+from keyside.clients.lines_sync import SyncLine
+from keyside.clients.places import LINE_S, OneNode
 from keyside.clients.wire import Wire
-from keyside.tensorstore import keys, npy, plain
+from keyside.tensorstore import keys, npy, plain, storing
 from keyside.tensorstore.command import Command, Name, to_bytes
 from keyside.tensorstore.errors import KeysideError, Unreachable
 from keyside.tensorstore.plain import CatalogRecord
+from keyside.tensorstore.storing import Write
 
 __all__ = ["Pool"]
 
@@ -47,6 +49,7 @@ class Pool(OneNode):
     def begin_anew(self) -> None:
         """Begin without connections."""
         self._free: list[Wire] = []
+        self._mute = 0.0
         self.reached = False
         self.closed = False
 
@@ -102,6 +105,19 @@ class Pool(OneNode):
             wire.close()
             raise
         self.give(wire)
+
+    def line(self, endpoint: Endpoint) -> SyncLine:
+        """Make a connection to a server for what is said on channels; whoever gets it closes it.
+
+        Raises:
+            KeysideError: it cannot be made.
+        """
+        if self.closed:
+            raise Unreachable("this client is closed")
+        return SyncLine(endpoint, self.idle, min(self.idle, LINE_S))
+
+    def look_around(self) -> None:
+        """Find out anew where the servers are."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -175,24 +191,34 @@ class Pool(OneNode):
 
     # --- tensors
 
-    def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
-        """Write a tensor.
+    def put(self, write: Write) -> None:
+        """Write a tensor, and start what waits for it.
 
         Raises:
             KeysideError: the server refuses or is gone.
         """
+        if time.monotonic() < self._mute:
+            self.call(write.alone())
+            return
         reached = self.reached
-        head, tail = plain.set_around(key, header, data, px)
+        head, tail = write.around()
         wire = self.take()
         try:
-            reply = wire.put(head, data, tail)
-        except Unreachable as error:
-            command = plain.set_value(key, header, data, px)
-            reply = self._again(command, error, reached=reached)
+            replies = wire.put(head, write.data, tail, storing.QUIET_REPLY, 4)
+        except Unreachable:
+            if not reached or self.closed:
+                raise
+            self.close_free()
+            replies = self._exchange(write.transaction())
         else:
             self.give(wire)
-        if isinstance(reply, KeysideError):
-            raise reply
+        if replies is None:
+            return
+        if storing.is_mute(replies):
+            self._mute = time.monotonic() + storing.MUTE_S
+            self.call(write.alone())
+            return
+        storing.read(replies)
 
     def fetch(self, key: Name) -> NDArray[Any]:
         """Read a tensor.

@@ -7,20 +7,18 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from numpy.typing import NDArray
-
 from keyside.clients.channel import Channel, ignore
+from keyside.clients.commands_async import AsyncCommands
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.mailbox import Mailbox
 from keyside.clients.packed import Packed, Packer, Packs
 from keyside.clients.pending import AsyncPending
-from keyside.clients.places import OneNode
-from keyside.clients.request import Identity, Request, process, who_serves
+from keyside.clients.request import Identity, Request, process
 from keyside.clients.rounds import as_reply
-from keyside.tensorstore import keys, plain
-from keyside.tensorstore.command import Command, Name
+from keyside.tensorstore import keys
+from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import BadArg, Busy, TimedOut, Unreachable
-from keyside.tensorstore.plain import CatalogRecord
+from keyside.tensorstore.storing import Write
 
 __all__ = ["AsyncPending", "AsyncTransport"]
 
@@ -28,7 +26,7 @@ T = TypeVar("T")
 _BULK_CHANNELS = 3
 
 
-class AsyncTransport(OneNode):
+class AsyncTransport(AsyncCommands):
     """Sends commands and requests.
 
     Args:
@@ -37,6 +35,7 @@ class AsyncTransport(OneNode):
     """
 
     def __init__(self, endpoint: Endpoint, idle: float) -> None:
+        super().__init__()
         self.endpoint = endpoint
         self.node = keys.STANDALONE_TAG
         self.idle = idle
@@ -170,6 +169,7 @@ class AsyncTransport(OneNode):
             for channel in self._channels:
                 if channel is not None:
                     channel.close()
+            self.close_lines()
             self._channels = []
             tasks = [*self._connecting.values(), *self._making]
             for task in tasks:
@@ -179,50 +179,12 @@ class AsyncTransport(OneNode):
         # asyncio closes sockets in the next turns of the loop.
         await asyncio.sleep(0)
 
-    # --- commands
-
-    async def call(self, command: Command[T]) -> T:
-        """Send a command and return its result.
-
-        Raises:
-            KeysideError: the server refuses or is gone.
-        """
-        return command.result((await self.replies((command,)))[0])
-
-    async def call_many(self, batch: Sequence[Command[Any]]) -> list[Any]:
-        """Send commands in one write and return their results.
-
-        Raises:
-            KeysideError: one of them was refused, or the server is gone.
-        """
-        replies = await self.replies(batch)
-        return [command.result(reply) for command, reply in zip(batch, replies, strict=True)]
-
-    async def replies(self, batch: Sequence[Command[Any]]) -> list[Any]:
-        """Send commands in one write and return their replies; error replies as errors that are not raised.
-
-        Raises:
-            Unreachable: the server is gone.
-        """
-        bulk = any(command.bulk for command in batch)
-        again = self.reached and all(command.repeatable for command in batch)
-        while True:
-            channel = await self.channel(bulk=bulk)
-            replies = await channel.call(batch)
-            lost = next((reply for reply in replies if isinstance(reply, Unreachable)), None)
-            if lost is None or channel.open:
-                return replies
-            if not again or self.closed:
-                raise lost
-            again = False
-
     async def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
-        """Write a tensor; like `call`."""
-        await self.call(plain.set_value(key, header, data, px))
+        """Write a tensor, and start what waits for it; like `call`."""
+        self._here()
+        await self.put(Write(key, header, data, px, self.identity.id, self.identity.number()))
 
-    async def fetch(self, key: Name) -> NDArray[Any]:
-        """Read a tensor; like `call`."""
-        return await self.call(plain.get_value(key))
+    # --- requests
 
     async def forget(self, batch: Sequence[Command[Any]]) -> None:
         """Send commands whose results nobody waits for; if they cannot be sent, then not."""
@@ -234,43 +196,6 @@ class AsyncTransport(OneNode):
         if channel is not None and channel.open:
             for command in batch:
                 channel.send(command, ignore)
-
-    async def unlink(self, names: Sequence[Name]) -> int:
-        """Delete keys; return how many there were."""
-        return await self.call(plain.unlink(names))
-
-    async def collect(self, names: Sequence[Name]) -> list[NDArray[Any]]:
-        """Read outputs that a reply names, and delete them."""
-        found: list[NDArray[Any]] = (await self.call_many([*map(plain.get_output, names), plain.unlink(names)]))[:-1]
-        return found
-
-    async def record(self, target: Name) -> CatalogRecord:
-        """Read what the functions know about a target.
-
-        Raises:
-            NoModel: there is none.
-        """
-        return await self.call(plain.catalog_record(self.node, target))
-
-    async def call_at(self, tag: bytes, command: Command[T]) -> T:  # noqa: ARG002  # there is but one node
-        """Send a command that has no keys to the node of a tag."""
-        return await self.call(command)
-
-    async def not_ready(self, model: str, device: str) -> tuple[list[str], tuple[str, ...]]:  # noqa: ARG002
-        """Say which executors of a cluster have not loaded a version, and which of its nodes have none for it."""
-        return [], ()
-
-    async def run_blocking(self, function: Callable[[], T]) -> T:
-        """Run what may wait for a disk, on a thread."""
-        return await asyncio.to_thread(function)
-
-    async def who_serves(self, device: str) -> str:
-        """Say which executors could answer on a queue."""
-        names = await self.call(plain.executor_names(self.node))
-        infos = await self.call(plain.executor_infos(self.node, names)) if names else []
-        return who_serves(device, names, infos)
-
-    # --- requests
 
     def _mail(self) -> Mailbox:
         self._here()

@@ -31,6 +31,7 @@ from keyside.clients.wire import Wire
 from keyside.tensorstore import commands, plain
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import Cancelled, KeysideError, LibraryMissing, OutOfMemory, TimedOut, Unreachable
+from keyside.tensorstore.storing import Write
 
 __all__ = ["SyncPending", "SyncTransport", "refused"]
 
@@ -80,6 +81,14 @@ class SyncTransport(Pool):
         super().begin_anew()
         self.identity = Identity()
         self.packer = Packer(self.identity, self.node)
+
+    def store(self, key: bytes, header: bytes, data: memoryview, px: int | None) -> None:
+        """Write a tensor, and start what waits for it.
+
+        Raises:
+            KeysideError: the server refuses or is gone.
+        """
+        self.put(Write(key, header, data, px, self.identity.id, self.identity.number()))
 
     # --- requests
 

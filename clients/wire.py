@@ -25,7 +25,6 @@ __all__ = ["Wire"]
 _SLICE = 1 << 20
 _FIRST = 8 << 10
 _GATHERED = 512
-_OK_BYTES = 5
 _BIG = re.compile(rb"\$([1-9][0-9]{4,18})\r\n")
 _BIG_START = 8  # bytes of the shortest that this matches
 _FRESH_S = 1.0
@@ -84,6 +83,20 @@ class Wire:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         return not poll.poll(0)
+
+    @property
+    def holds(self) -> bool:
+        """Whether more of what the server has said may be here already, where no look at the socket shows it."""
+        sock = self._open()
+        return self._reader.waiting or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket, to wait for something to read.
+
+        Raises:
+            Unreachable: it is closed.
+        """
+        return self._open().fileno()
 
     def send(self, commands: Sequence[Command[Any]]) -> None:
         """Send commands in one write; `read` gives one reply for each.
@@ -173,32 +186,46 @@ class Wire:
             raise
         return from_reply(str(reply)) if isinstance(reply, hiredis.ReplyError) else reply
 
-    def put(self, head: bytes, data: memoryview, tail: bytes) -> Any:
-        """Send one command that lies in three pieces and return its reply, in as little code as it takes.
+    def put(self, head: bytes, data: memoryview, tail: bytes, expected: bytes, count: int) -> list[Any] | None:
+        """Send commands, one of which lies in three pieces, in as little code as it takes.
 
         After so much data nothing of Python is in the processor's caches any more: each further step is paid dearly.
+
+        Args:
+            head: what comes before the data.
+            data: as it lies.
+            tail: what comes behind it.
+            expected: the replies if nothing is the matter; no others are shorter.
+            count: of the commands.
+
+        Returns:
+            None: the replies are as expected. Otherwise what they are.
 
         Raises:
             Unreachable: the connection is gone.
         """
-        sock = self._open()
-        if self._tls:
-            self.write([head, data, tail])
-            return self.read()
+        sock, first = self._open(), self._first
+        got, size = 0, len(expected)
         try:
-            sent = sock.sendmsg((head, data, tail))
-            if sent != len(head) + data.nbytes + len(tail):
-                _send_gathered(sock, [head, data, tail], sent)
-            count = self._receive(sock, self._first, self._idle)
+            if self._tls:
+                _send_slices(sock, [head, data, tail])
+            else:
+                sent = sock.sendmsg((head, data, tail))
+                if sent != len(head) + data.nbytes + len(tail):
+                    _send_gathered(sock, [head, data, tail], sent)
+            while got < size:
+                got += self._receive(sock, first[got:size], self._idle, self._whole)
+                if not expected.startswith(first[:got].tobytes()):
+                    break
+            else:
+                return None
         except OSError as error:
             self._lost(error)
         except BaseException:
             self.close()
             raise
-        if count == _OK_BYTES and self._first[:_OK_BYTES].tobytes() == b"+OK\r\n":
-            return b"OK"
-        self._reader.buffer_updated(count)
-        return self.read()
+        self._reader.buffer_updated(got)
+        return [self.read() for _ in range(count)]
 
     def fetch(self, data: bytes) -> Any:
         """Send a command and return its reply, which may be a large bulk string; as `put`.

@@ -1,13 +1,17 @@
 """The demo: handwritten digits that were held out of training, classified inside an embedded server's reach.
 
-Starts a server and an executor of its own, stores the model, sends every image in through three doors, compares each
-prediction with onnxruntime in this process, and stops everything again. Run it with `make demo`.
+Starts a server and an executor of its own, stores the model, sends every image in through three doors, publishes them
+one by one on a channel on which a trigger listens, compares each prediction with onnxruntime in this process, and stops
+everything again. Run it with `make demo`.
 """
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +66,8 @@ def main() -> int:
             batch = time.perf_counter() - batch
             same = np.array_equal(many["label"].ravel(), expected)
             print(f"predict_many: {len(images)} images in {batch * 1000:.0f} ms, {len(images) / batch:,.0f} images/s")
+            right.append(stream(client, raw, images, labels, expected))
+            right.append(by_hand(raw, server.socket_path, images, expected))
             raw.close()
     print("server and executor stopped")
     if all(right) and same:
@@ -150,6 +156,65 @@ def report(name: str, door: Callable[[int], Any], images: Any, labels: Any, expe
         f"p50 {statistics.median(seconds) * 1e6:.0f} us, p99 {seconds[int(len(seconds) * 0.99)] * 1e6:.0f} us"
     )
     return bool(np.array_equal(predicted, expected))
+
+
+def stream(client: keyside.Client, raw: Any, images: Any, labels: Any, expected: Any) -> bool:
+    """Publish every image on a channel; a trigger runs the model, and the predictions come back on another channel."""
+    client.set_trigger("reader", keyside.OnPublish("images"), "digits", keyside.Payload())
+    wait_for_listener(raw, "images")
+    predicted, seconds = [], []
+    with client.subscribe("reader") as events:
+        for n in range(len(images)):
+            start = time.perf_counter()
+            client.publish("images", images[n : n + 1])
+            event = events.next(10)
+            seconds.append(time.perf_counter() - start)
+            if event.error is not None:
+                raise event.error
+            predicted.append(int(event.outputs["label"].ravel()[0]))
+    accuracy = float(np.mean(np.array(predicted) == labels))
+    print()
+    print(
+        f"published one by one on channel `images`, predictions from channel `ks:results:reader`: "
+        f"accuracy {accuracy:.1%} of {len(images)}; p50 {statistics.median(seconds) * 1e6:.0f} us"
+    )
+    return bool(np.array_equal(predicted, expected))
+
+
+def by_hand(raw: Any, socket: Path, images: Any, expected: Any) -> bool:
+    """The same with nothing but redis-cli, or valkey-cli: a trigger, a subscriber, and a message."""
+    program = shutil.which("redis-cli") or shutil.which("valkey-cli")
+    cli = [program or "redis-cli", "-s", str(socket)]
+    number = int(np.flatnonzero(expected == 3)[0])
+    image = npy.to_bytes(images[number : number + 1])
+    trigger = ["FCALL", "AI_TRIGGERSET", "1", "hand", "ON", "PUBLISH", "strip", "RUN", "digits",
+               "INPUTS", "1", "VALUE", "{payload}"]  # fmt: skip
+    for words in (trigger, ["SUBSCRIBE", "ks:results:hand"], ["-x", "PUBLISH", "strip", "<", "three.npy"]):
+        print("   $", "redis-cli", " ".join(f"'{word}'" if "{" in word else word for word in words))
+    if program is None:
+        print("   (there is no redis-cli here to do so)")
+        return True
+    subprocess.run([*cli, *trigger], check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen([*cli, "SUBSCRIBE", "ks:results:hand"], stdout=subprocess.PIPE, text=True) as subscriber:
+        try:
+            wait_for_listener(raw, "strip")
+            wait_for_listener(raw, "ks:results:hand")
+            subprocess.run([*cli, "-x", "PUBLISH", "strip"], input=image, check=True, stdout=subprocess.DEVNULL)
+            assert subscriber.stdout is not None
+            said = next(line for line in subscriber.stdout if line.startswith("{"))
+        finally:
+            subscriber.kill()
+    print("  ", said.strip() if len(said) < 160 else f"{said[:157]}...")
+    return bool(json.loads(said)["outputs"]["label"]["values"] == [3])
+
+
+def wait_for_listener(raw: Any, channel: str) -> None:
+    """Wait until somebody listens to a channel: executors begin to when they have heard of the trigger."""
+    ends = time.monotonic() + 20
+    while not raw.pubsub_numsub(channel)[0][1]:
+        if time.monotonic() > ends:
+            raise TimeoutError(f"nobody listens to {channel}")
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import signal
 import sys
 import types
 
-from keyside.executor import logs, recycle
+from keyside.executor import functions, logs, recycle
 from keyside.executor.health import HealthServer
 from keyside.executor.settings import Settings, SettingsError
 from keyside.executor.worker import Worker
@@ -28,6 +28,11 @@ def main() -> int:
 def serve(settings: Settings) -> int:
     """Run an executor until SIGTERM or SIGINT; return the exit code."""
     logs.configure(settings.log_level, settings.log_format)
+    try:
+        functions.load_modules(settings.functions)
+    except ImportError as error:
+        sys.stderr.write(f"keyside executor: functions (KEYSIDE_FUNCTIONS): {error}\n")
+        return 2
     worker = Worker(settings)
 
     def stop(_signal: int, _frame: types.FrameType | None) -> None:

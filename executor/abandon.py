@@ -14,7 +14,7 @@ from keyside.executor.limits import Limits, OverLoad, OverRun
 from keyside.executor.protocol import Finished, Job
 from keyside.executor.runner import Ran
 from keyside.executor.wire import Wire, checked
-from keyside.tensorstore.errors import LibraryMissing, RunFailed
+from keyside.tensorstore.errors import KeysideError, LibraryMissing, RunFailed
 
 if TYPE_CHECKING:
     from keyside.executor.worker import Worker
@@ -60,7 +60,13 @@ class Abandoner:
         asked = requests.since(now)
         if over:
             self._strike(over)
-            self._leave(wire, self._answer(wire, over))
+            try:
+                self._leave(wire, self._answer(wire, over))
+            except KeysideError as error:
+                if not any(isinstance(one, OverRun) and one.grown for one in over):
+                    raise
+                # It would grow until the system ends it: others take the jobs over once their leases have ended.
+                self._worker.log.error("left without a word", error=str(error))
             if not asked:
                 recycle.again(self._history)
         elif asked > self._worker.settings.drain_s and not self._worker.draining:
@@ -81,9 +87,16 @@ class Abandoner:
             if isinstance(one, OverRun):
                 model_id, title = one.model.id.decode(), one.model.title
                 self._history.runs += 1
+                what = (
+                    {"grown": one.grown, "limit": self._worker.settings.run_memory}
+                    if one.grown
+                    else {"limit": one.model.run_limit_s}
+                )
                 log.error(
-                    "a run takes too long: this executor begins anew",
-                    model=title, seconds=round(one.seconds, 3), limit=one.model.run_limit_s, jobs=len(one.jobs),
+                    "a run takes too much memory: this executor begins anew"
+                    if one.grown
+                    else "a run takes too long: this executor begins anew",
+                    model=title, seconds=round(one.seconds, 3), jobs=len(one.jobs), **what,
                 )  # fmt: skip
             else:
                 model_id, title = one.ref.id, f"{one.ref.context}@{one.ref.id.rpartition('-')[2]}"
@@ -114,19 +127,29 @@ class Abandoner:
                 continue
             jobs = [job for job in one.jobs if job.ref in held]
             often = self._history.strikes(one.model.id.decode(), time.time()) >= OFTEN
-            if len(one.jobs) > 1 and not often:
+            doubt = len(one.jobs) > 1 or (one.grown and len(over) > 1)  # whose memory it is nobody knows
+            if doubt and not often:
                 blamed += jobs
             elif jobs:
-                error = RunFailed(
-                    f"model {one.model.title!r} ran longer than its limit, {one.model.run_limit_s:g} s: given up."
-                    " If it may take that long, store it with a larger run_limit_ms in its OPTIONS, or raise"
-                    " KEYSIDE_RUN_LIMIT_S of its executors"
-                )
+                error = self._reason(one)
                 ran = Ran(one.model, [Finished.failed(job, error) for job in jobs], 0, one.seconds, 0.0)
                 parcel = self._delivery.ran(ran)
                 if not self._delivery.settle(parcel, wire.call_many(parcel.commands)):
                     raise LibraryMissing("KS_COMPLETE")
         return blamed
+
+    def _reason(self, over: OverRun) -> RunFailed:
+        if over.grown:
+            return RunFailed(
+                f"model {over.model.title!r} took {over.grown:,} bytes of memory in one run, more than it may,"
+                f" {self._worker.settings.run_memory:,}: given up. If it may take as much, raise KEYSIDE_RUN_MEMORY of"
+                " its executors"
+            )
+        return RunFailed(
+            f"model {over.model.title!r} ran longer than its limit, {over.model.run_limit_s:g} s: given up."
+            " If it may take that long, store it with a larger run_limit_ms in its OPTIONS, or raise"
+            " KEYSIDE_RUN_LIMIT_S of its executors"
+        )
 
     def _leave(self, wire: Wire, blamed: list[Job]) -> None:
         """Give everything back, and see to it that nothing more comes."""

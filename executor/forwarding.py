@@ -121,7 +121,7 @@ class Forwarder(threading.Thread):
         if key is None:
             return False
         if not key:
-            worker.again(wire, job)
+            worker.takeover.again(wire, job)
             return True
         stream = worker.node.queue(job.queue)
         found = checked(wire.call(b"XRANGE", stream, job.id, job.id))

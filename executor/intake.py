@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from keyside.executor.cache import ModelCache, ModelRef
-from keyside.executor.composite import Composite, members_of
+from keyside.executor.composite import make_whole, members_of
 from keyside.executor.lane import Lane
 from keyside.executor.line import Line
 from keyside.executor.loader import Loader
@@ -153,7 +153,7 @@ class Intake:
 
     def _composite(self, job: Job) -> Model | None:
         """Return what the job of a script or a graph runs, once all of it is loaded; as `ready`."""
-        wanted = {"": self._ref(job)}
+        wanted = {} if job.is_dag else {"": self._ref(job)}
         for target, model_id, key in members_of(job):
             wanted[target] = ModelRef(model_id, context=key.decode("utf-8", "surrogateescape"))
         found = {}
@@ -192,8 +192,7 @@ class Intake:
         try:
             for target, _, key in members_of(job):
                 found[target].check_key(key)
-            whole = Composite(found[""], job, found)
-            whole.prepare(job)
+            whole = make_whole(job, found)
         except KeysideError as error:
             self._fail(job, error)
             return None

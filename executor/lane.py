@@ -139,11 +139,11 @@ class Lane(threading.Thread):
             post.put(parcel)
         except KeysideError as error:
             self._worker.log.error("not delivered", device=self.device, jobs=len(parcel.ended), error=str(error))
-        self._worker.ended()
+        self._worker.takeover.ended()
 
     def _settle(self, post: Post) -> None:
         try:
             post.settle()
         except KeysideError as error:
             self._worker.log.error("not delivered", device=self.device, error=str(error))
-        self._worker.ended()
+        self._worker.takeover.ended()

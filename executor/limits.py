@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from keyside.executor import memory
 from keyside.executor.cache import ModelRef
 from keyside.executor.model import Model
 from keyside.executor.protocol import Job
@@ -44,11 +45,13 @@ class OverRun:
         model: that runs.
         jobs: on which.
         seconds: how long, at least.
+        grown: bytes by which the process grew meanwhile, if that is what is wrong; else 0.
     """
 
     model: Model
     jobs: Sequence[Job]
     seconds: float
+    grown: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +76,28 @@ class Limits:
         runners: all that run models.
         loads: returns what is being loaded.
         load_limit_s: 0: a load may take for ever.
+        run_memory: bytes by which the process may grow during a run; 0: by any number.
+        resident: returns how many bytes the process has in memory; 0: nobody knows.
     """
 
     def __init__(
-        self, runners: Sequence[Runner], loads: Callable[[], Sequence[tuple[ModelRef]]], load_limit_s: float
+        self,
+        runners: Sequence[Runner],
+        loads: Callable[[], Sequence[tuple[ModelRef]]],
+        load_limit_s: float,
+        run_memory: int = 0,
+        resident: Callable[[], int] = memory.resident,
     ) -> None:
         self._runners = runners
         self._loads = loads
         self._load_limit_s = load_limit_s
         self._looked: float | None = None
         self._lived = 0.0
-        self._since: dict[int, tuple[Any, float]] = {}  # by id() of what is under way, which is held here
+        self._since: dict[int, tuple[Any, float, int]] = {}  # by id() of what is under way, which is held here
+        self._run_memory = run_memory
+        self._resident = resident
+        self._size = 0
+        self._loading = False
 
     def look(self, now: float) -> list[OverRun | OverLoad]:
         """Return what takes too long.
@@ -94,15 +108,27 @@ class Limits:
         if self._looked is not None:
             self._lived += min(now - self._looked, TICK_MAX_S)
         self._looked = now
+        grew = self._grew()
         before, self._since = self._since, {}
         found: list[OverRun | OverLoad] = []
         for work, limit in self._under_way():
-            known = before.get(id(work))
-            since = known[1] if known is not None else self._lived
-            self._since[id(work)] = (work, since)
+            _, since, grown = before.get(id(work)) or (work, self._lived, 0)
+            grown += grew
+            self._since[id(work)] = (work, since, grown)
             if limit and self._lived - since > limit:
                 found.append(_over(work, self._lived - since))
+            elif self._run_memory and grown > self._run_memory and not isinstance(work[0], ModelRef):
+                found.append(OverRun(work[0], work[1], self._lived - since, grown))
         return found
+
+    def _grew(self) -> int:
+        """Return by how many bytes the process has grown since the last look; 0 where loads may have done that."""
+        if not self._run_memory:
+            return 0
+        size, loading = self._resident(), bool(self._loads())
+        grew = size - self._size if self._size and size and not (loading or self._loading) else 0
+        self._size, self._loading = size, loading
+        return grew
 
     def _under_way(self) -> Iterator[tuple[Any, float]]:
         for runner in self._runners:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from keyside.executor import script_metrics
 from keyside.executor.cache import CacheStats
 
 __all__ = ["Metrics"]
@@ -185,6 +186,7 @@ class Metrics:
             for name, count in sorted(self._events.items()):
                 events.add_metric([name], count)
         yield events
+        yield from script_metrics.collected()
         if self._info:
             info = GaugeMetricFamily("keyside_executor_info", "Always 1; see its labels.", labels=list(self._info))
             info.add_metric(list(self._info.values()), 1)

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keyside.executor import script_metrics
 from keyside.executor.backends.base import Array, GraphModel, LoadedModel, ScriptModel
 from keyside.executor.protocol import INLINE_OUTPUT, Job
 from keyside.executor.replies import Replies
 from keyside.tensorstore import dtypes
-from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadShape, NoModel
+from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadShape, NoModel, RunFailed
 from keyside.tensorstore.npy import Header
 from keyside.tensorstore.records import Signature, TensorSpec, VersionInfo
 
@@ -38,6 +39,7 @@ class Model:
         max_rows: rows to stack at most; 1: never stack.
         min_rows: rows to wait for, 0: never wait.
         min_wait: seconds to wait for them at most.
+        is_graph: whether it runs others, by `run_with`.
         digest: SHA-256 of its blob, hex.
         run_s: smoothed time of a run, seconds; 0 until it has run.
         run_limit_s: a run that takes longer is abandoned (executor/limits.py); 0: none is.
@@ -55,6 +57,7 @@ class Model:
         self.loaded = loaded
         self.digest = ""
         self.signature: Signature = loaded.signature
+        self.is_graph = isinstance(loaded, GraphModel)
         self.nbytes = loaded.nbytes
         self.names = [spec.name for spec in self.signature.inputs]
         self.output_names = None if self.signature.outputs is None else [spec.name for spec in self.signature.outputs]
@@ -76,11 +79,16 @@ class Model:
         """Call a function of a script; see `ScriptModel.call`.
 
         Raises:
-            BadArg: it is no script.
+            BadArg: it is no script, or has no such function.
+            RunFailed: it failed; the text names the function, and where in it.
         """
         if not isinstance(self.loaded, ScriptModel):
             raise BadArg(f"{self.title!r} is no script, it has no function {function!r}")
-        return self.loaded.call(function, tensors, keys, args)
+        try:
+            with script_metrics.running(self.key):
+                return self.loaded.call(function, tensors, keys, args)
+        except RunFailed as error:
+            raise RunFailed(f"function {function!r} of {self.title!r}: {error.text}") from error
 
     def run_with(self, inputs: Sequence[Array], members: Mapping[str, "Model"]) -> list[Array]:
         """Run a graph; see `GraphModel.run_with`.
@@ -91,6 +99,10 @@ class Model:
         if not isinstance(self.loaded, GraphModel):
             raise BadArg(f"{self.title!r} is no graph")
         return self.loaded.run_with(inputs, members)
+
+    def name_outputs(self, count: int) -> list[str]:
+        """Return the names of so many outputs: its own, if it has any."""
+        return self.output_names or [f"output_{n}" for n in range(count)]
 
     def close(self) -> None:
         """Nothing: the memory goes with the last reference, so that a model that is evicted can end the runs begun."""

@@ -165,6 +165,11 @@ class Job:
         return self.extra is not None and not _COMPOSED.isdisjoint(self.extra)
 
     @property
+    def is_dag(self) -> bool:
+        """Whether it is a DAG, which is a run of no model."""
+        return self.extra is not None and b"d" in self.extra
+
+    @property
     def captures(self) -> list[bytes]:
         """The private keys that hold inputs of this job and of no other."""
         return [source[0] for source in self.inputs if type(source) is tuple and source[1]] if self.keyed else []

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from keyside.executor import events
 from keyside.executor.backends.base import Array, one_line
+from keyside.executor.dag_job import DagJob
 from keyside.executor.model import Model
 from keyside.executor.protocol import INLINE_OUTPUT, Finished, Job
 from keyside.tensorstore import keys, npy
 from keyside.tensorstore.errors import KeysideError, RunFailed
 from keyside.tensorstore.records import encode_reply
+from keyside.tensorstore.results import encode_results
 
 __all__ = ["Ran", "Runner"]
 
@@ -133,10 +136,10 @@ class Runner:
         """Finish jobs of equal rows whose outputs go into the reply, as nearly all do; None: these do not."""
         rows = jobs[0].rows
         for job in jobs:
-            if job.outputs or job.rows != rows:
+            if job.outputs or job.rows != rows or job.extra is not None:
                 return None
         try:
-            replies = model.replies.make(_output_names(model, results), results, len(jobs), rows)
+            replies = model.replies.make(model.name_outputs(len(results)), results, len(jobs), rows)
         except Exception:  # noqa: BLE001  # a plug-in's result may be anything: one by one it gets its error
             return None
         if replies is None:
@@ -145,6 +148,10 @@ class Runner:
 
     def _finish(self, model: Model, job: Job, results: list[Array]) -> Finished:
         try:
+            if isinstance(model, DagJob):
+                return self._to_results(model, job)
+            if events.event_of(job) is not None:
+                return self._to_event(model, job, results)
             if job.outputs:
                 return self._to_keys(job, results)
             return self._to_reply(model, job, results)
@@ -167,28 +174,74 @@ class Runner:
         return Finished(job, OK, outputs, staged)
 
     def _to_reply(self, model: Model, job: Job, results: list[Array]) -> Finished:
-        names = _output_names(model, results)
-        values: list[tuple[str, bytes | memoryview | str]] = []
+        values, outputs, staged = self._in_reply(model.name_outputs(len(results)), results, INLINE_OUTPUT)
+        return Finished(job, encode_reply(model.title, values), outputs, staged)
+
+    def _in_reply(
+        self, names: Sequence[str], results: Sequence[Array], elements: int
+    ) -> tuple[list[tuple[str, bytes | str]], list[tuple[bytes, bytes, bytes]], list[Any]]:
+        """Return for each output its npy file, or the key where it is staged as it is too large; and what does that."""
+        values: list[tuple[str, bytes | str]] = []
         outputs: list[tuple[bytes, bytes, bytes]] = []
         staged: list[Any] = []
         for name, result in zip(names, results, strict=True):
             header, data = npy.encode(result)
-            if len(header) + data.nbytes <= INLINE_OUTPUT:
+            if len(header) + data.nbytes <= INLINE_OUTPUT and np.size(result) <= elements:
                 values.append((name, b"".join((header, data))))
             else:
                 key = keys.output(None, self._stage_id(), self.node.tag)
                 staged.append((key, header, data, STAGED_MS))
                 outputs.append((b"", b"K", key))
                 values.append((name, key.decode()))
-        return Finished(job, encode_reply(model.title, values), outputs, staged)
+        return values, outputs, staged
+
+    def _to_event(self, model: Model, job: Job, results: list[Array]) -> Finished:
+        """A run that a trigger has started: what its subscribers read."""
+        names = model.name_outputs(len(results))
+        if job.outputs:
+            finished = self._to_keys(job, results)
+            said = [
+                (name, {"key": key.decode("utf-8", "replace")}) for name, key in zip(names, job.outputs, strict=True)
+            ]
+        else:
+            values, outputs, staged = self._in_reply(names, results, events.VALUES_MAX)
+            finished = Finished(job, OK, outputs, staged)
+            said = [(name, {"key": value} if isinstance(value, str) else events.shown(value)) for name, value in values]
+        finished.reply = events.result(job, self._job_id(job), model.title, said)
+        return finished
+
+    def _job_id(self, job: Job) -> str:
+        """Return the id of a job as callers know it: on a cluster with the tag of its queue."""
+        tag = self.node.tag
+        at = "" if tag == keys.STANDALONE_TAG or "@" in job.queue else f"@{tag.decode()}"
+        return f"{job.queue}{at}/{job.id.decode()}"
+
+    def _to_results(self, dag: DagJob, job: Job) -> Finished:
+        """What each operation of a DAG has given; what it persists goes to keys, if all of them ran."""
+        result = dag.result
+        if result is None:
+            raise RunFailed("it has not run")
+        finished = Finished(job, OK, [], []) if result.error is not None else self._to_keys(job, result.persisted)
+        finished.error = result.error
+        shown: list[str | bytes | dict[str, str]] = []
+        for one in result.results:
+            if isinstance(one, str):
+                shown.append(one)
+                continue
+            header, data = npy.encode(one)
+            if len(header) + data.nbytes <= INLINE_OUTPUT:
+                shown.append(b"".join((header, data)))
+            else:
+                key = keys.output(None, self._stage_id(), self.node.tag)
+                finished.staged.append((key, header, data, STAGED_MS))
+                finished.outputs.append((b"", b"K", key))
+                shown.append({"key": key.decode()})
+        finished.reply = encode_results(shown)
+        return finished
 
     def _stage_id(self) -> str:
         # Not to be guessed: whoever knows the name of an output that its caller is to fetch can fetch it.
         return f"{self._name}-{secrets.token_hex(12)}"
-
-
-def _output_names(model: Model, results: Sequence[Array]) -> Sequence[str]:
-    return model.output_names or [f"output_{n}" for n in range(len(results))]
 
 
 def _stack(jobs: Sequence[Job], rows: int) -> list[Array]:

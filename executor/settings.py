@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from keyside.executor import memory
+
 __all__ = ["Settings", "SettingsError", "parse_bytes"]
 
 PREFIX = "KEYSIDE_"
@@ -18,6 +20,7 @@ LOG_FORMATS = ("console", "json")
 _UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)", re.ASCII)
 _QUEUE = re.compile(r"[A-Z0-9:_.\-]{1,32}", re.ASCII)
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _NAME = re.compile(r"[A-Za-z0-9:_.\-]{1,64}", re.ASCII)
 
 
@@ -81,6 +84,9 @@ class Settings:
         run_limit_s: a run of a model that takes longer is abandoned, and the executor begins anew; a version may have
             its own limit (OPTIONS run_limit_ms). 0: none.
         load_limit_s: the same for the load of a model. 0: none.
+        run_memory: when the process has grown by more bytes than that during one run, the run is abandoned like one
+            that takes too long. 0: none is. Left out: half of what the machine, or the container, has.
+        functions: modules of the operator's own with functions that scripts may name (`@keyside.function`).
         peer_url: on a cluster, how the other nodes are reached: a URL whose host and port are replaced. Empty: as the
             own node, or by `redis://` where that is reached by a unix socket.
         catalog_check_s: on a cluster, seconds between two comparisons of the whole catalog with those of other nodes.
@@ -111,6 +117,8 @@ class Settings:
     catalog_check_s: float = 10.0
     run_limit_s: float = 60.0
     load_limit_s: float = 600.0
+    run_memory: int = dataclasses.field(default_factory=lambda: memory.total() // 2)
+    functions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field, (low, high) in _RANGES.items():
@@ -126,6 +134,9 @@ class Settings:
             raise _error("devices", "names a device queue twice")
         if not _NAME.fullmatch(self.name):
             raise _error("name", f"{self.name!r} is not 1 to 64 letters, digits or :_.-")
+        for module in self.functions:
+            if not _MODULE.fullmatch(module):
+                raise _error("functions", f"{module[:80]!r} is not the name of a module, such as shop.functions")
         if self.log_level not in LOG_LEVELS:
             raise _error("log_level", f"must be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
         if self.log_format not in LOG_FORMATS:
@@ -208,6 +219,10 @@ def _devices(text: str) -> tuple[str, ...]:
     return tuple(queue.strip().upper() for queue in text.split(",") if queue.strip())
 
 
+def _modules(text: str) -> tuple[str, ...]:
+    return tuple(module.strip() for module in text.split(",") if module.strip())
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -242,6 +257,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "catalog_check_s": _real,
     "run_limit_s": _real,
     "load_limit_s": _real,
+    "run_memory": parse_bytes,
+    "functions": _modules,
 }
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -261,4 +278,5 @@ _RANGES: dict[str, tuple[float, float]] = {
     "catalog_check_s": (0.1, 3_600),
     "run_limit_s": (0, 86_400),
     "load_limit_s": (0, 86_400),
+    "run_memory": (0, 1 << 50),
 }

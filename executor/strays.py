@@ -134,7 +134,7 @@ class Strays(threading.Thread):
             self._refused(word, stream, reply)
             return False
         if reply:
-            worker.take_in(self._wire, word, reply[0][1])
+            worker.takeover.take_in(self._wire, word, reply[0][1])
             return True
         if self._remove_if_empty(stream):
             worker.log.info("moved queue is empty", queue=word)

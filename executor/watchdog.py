@@ -288,7 +288,7 @@ class Watchdog(threading.Thread):
         worker = self._worker
         # One at a time: should it kill us, the others are not counted as delivered once more. What was given back has
         # killed nobody.
-        alone = worker.recovering(queue)
+        alone = worker.takeover.recovering(queue)
         if alone and not worker.room_for(queue):
             return False
         found = self._call(
@@ -299,7 +299,7 @@ class Watchdog(threading.Thread):
         if not found:
             return False
         deliveries, (entry_id, fields) = found
-        worker.adopt(self._wire, queue, entry_id, fields, int(deliveries))
+        worker.takeover.adopt(self._wire, queue, entry_id, fields, int(deliveries))
         return worker.room_for(queue)
 
     def _restore_library(self) -> None:

@@ -40,6 +40,7 @@ class Wire:
 
     Attributes:
         host: of the server; empty for a unix socket.
+        database: its number.
         client_id: as CLIENT ID says.
         spin_s: how long a read may look for bytes again and again before it sleeps; 0: it sleeps at once. It only does
             so while bytes have lately come within that time: then it spares the wake-up, which takes longer than most
@@ -58,6 +59,7 @@ class Wire:
         )
         self._timeout = timeout
         self.host = str(self._pool.connection_kwargs.get("host", ""))
+        self.database = int(self._pool.connection_kwargs.get("db") or 0)
         self._connection: Any = None
         self._socket: socket.socket | None = None
         self._reader = ReplyReader()
@@ -183,6 +185,10 @@ class Wire:
         except (OSError, ValueError, hiredis.ProtocolError) as error:
             self._lost(error)
         return reply
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection, for who waits on several; -1 if there is none."""
+        return -1 if self._socket is None else self._socket.fileno()
 
     @property
     def beside(self) -> bool:

@@ -35,9 +35,11 @@ from keyside.executor.seals import Seals
 from keyside.executor.settings import Settings
 from keyside.executor.station import TICK, Station
 from keyside.executor.strays import Strays
+from keyside.executor.takeover import Takeover
 from keyside.executor.topology import Chart
+from keyside.executor.triggers.keeper import Keeper
 from keyside.executor.watchdog import Watchdog
-from keyside.executor.wire import Wire, checked
+from keyside.executor.wire import Wire
 from keyside.tensorstore import keys
 from keyside.tensorstore.errors import KeysideError, LibraryMissing, Unreachable
 
@@ -126,11 +128,12 @@ class Worker:
         # On one core it would be in the way of whom it waits for; under a quota it would use that up.
         self._spin_s = settings.spin_us / 1e6 if cores.allowed() >= SPIN_CORES else 0.0
         self._claim_thread = 0
-        self._adopted: dict[str, Ref] = {}
-        limits = Limits(self._runners, lambda: self._loader.under_way, settings.load_limit_s)
+        limits = Limits(self._runners, lambda: self._loader.under_way, settings.load_limit_s, settings.run_memory)
         self.watchdog = Watchdog(self, Abandoner(self, limits, self._delivery))
+        self.takeover = Takeover(self, self._intake, self._lanes)
         self.strays = Strays(self)
         self._replicator = Replicator(self)
+        self._keeper = Keeper(self)
 
     def new_wire(self, role: str) -> Wire:
         """Return a connection, not yet connected."""
@@ -168,7 +171,7 @@ class Worker:
 
     @property
     def _threads(self) -> list[threading.Thread]:
-        return [self.watchdog, *self._lanes.values(), self._replicator, self.strays, self._forwarder]
+        return [self.watchdog, *self._lanes.values(), self._replicator, self.strays, self._forwarder, self._keeper]
 
     def _serve(self) -> None:
         if self.line.ahead:
@@ -351,13 +354,6 @@ class Worker:
         """Return the parcels that end jobs that did not run."""
         return self._delivery.failed(ended)
 
-    def ended(self) -> None:
-        """Look for the next job to take over if the last one of a queue that was has ended."""
-        for queue, adopted in list(self._adopted.items()):
-            if adopted not in self.held:
-                self._adopted.pop(queue, None)  # lanes and the watchdog may come here at once
-                self.watchdog.kick()
-
     def wake_claim(self) -> None:
         """Let the loop look again whether there is room to claim."""
         self._room.set()
@@ -385,84 +381,17 @@ class Worker:
         """Whether jobs of a queue may have to wait before they are claimed."""
         return bool(self._lanes[device_of(queue)].running) or not self.claiming
 
-    def recovering(self, queue: str) -> bool:
-        """Whether a job of a queue that was taken over has not ended yet."""
-        adopted = self._adopted.get(queue)
-        return adopted is not None and adopted in self.held
-
     def forget(self, refs: set[Ref]) -> None:
         """Let go of jobs that are no longer this executor's to end."""
         for ref in refs:
             self.held.pop(ref, None)
         for lane in self._lanes.values():
             lane.drop(refs)
-        self.ended()
-
-    def adopt(self, wire: Wire, queue: str, entry_id: bytes, fields: Any, deliveries: int) -> None:
-        """Run a job that another executor has left behind; alone, unless that one gave it back."""
-        job = self._intake.parse(wire, queue, entry_id, fields)
-        if job is None:
-            return
-        self.log.warning("job taken over", queue=queue, id=entry_id.decode(), delivery=deliveries)
-        job.alone = deliveries > 1
-        if job.alone:
-            self._adopted[queue] = job.ref
-        try:
-            self._begin(wire, job)
-        except Unreachable:
-            self._adopted.pop(queue, None)
-            raise
-
-    def again(self, wire: Wire, old: Job) -> None:
-        """Run a job once more whose keys seemed to have moved and are here."""
-        found = checked(wire.call(b"XRANGE", self.node.queue(old.queue), old.id, old.id))
-        job = self._intake.parse(wire, old.queue, *found[0]) if found else None
-        if job is None:
-            self.held.pop(old.ref, None)
-            return
-        job.alone = old.alone
-        self._begin(wire, job)
-
-    def _begin(self, wire: Wire, job: Job) -> None:
-        job.claimed = time.monotonic()
-        self.held[job.ref] = job
-        if job.op == b"load":
-            self._intake.load(job)
-            return
-        try:
-            self._intake.fetch(wire, (job,))
-        except Unreachable:
-            self.held.pop(job.ref, None)  # it is taken over again once its lease has ended
-            raise
-        model = self._intake.ready(job)
-        if model is not None:
-            self._lanes[job.device].put([(model, job)])
+        self.takeover.ended()
 
     def room(self, device: str) -> int:
         """Return how many jobs of a device to claim now."""
         return self._lanes[device].room(self.settings.claim)
-
-    def take_in(self, wire: Wire, queue: str, entries: Sequence[Any]) -> None:
-        """Go on with what was claimed on another thread: all of it runs in the lane."""
-        now = time.monotonic()
-        jobs: list[Job] = []
-        for entry_id, fields in entries:
-            job = self._intake.parse(wire, queue, entry_id, fields)
-            if job is None:
-                continue
-            job.claimed = now
-            self.held[job.ref] = job
-            if job.op == b"load":
-                self._intake.load(job)
-            else:
-                jobs.append(job)
-        try:
-            self._intake.fetch(wire, jobs)
-        except Unreachable:
-            for job in jobs:
-                self.held.pop(job.ref, None)
-            raise
-        self._lanes[device_of(queue)].put(self._intake.ready_all(jobs, self.watchdog.now_ms()))
 
     def _loaded(self) -> None:
         self.watchdog.beat_soon()
@@ -518,7 +447,7 @@ class Worker:
 
     def stop_threads(self) -> None:
         """End all other threads, and have what has not begun run nowhere; runs under way may still end."""
-        helpers = (self.watchdog, self._replicator, self.strays, self._forwarder)
+        helpers = (self.watchdog, self._keeper, self._replicator, self.strays, self._forwarder)
         for helper in helpers:  # the watchdog would go on extending leases
             helper.stop()
         for helper in helpers:

@@ -1,5 +1,5 @@
---- AI_INFO: what a model is and how often it ran on this node.
--- KEYS[1] key            the model
+--- AI_INFO: what a model or a script is and how often it ran on this node.
+-- KEYS[1] key            the model or script
 -- ARGV[1..] options      [VERSION n] [RESETSTAT]
 -- Returns: key, type, backend, device, tag, duration (us), samples, calls, errors as a flat list; RESETSTAT: OK
 -- Errors: BADARG NOMODEL WRONGTYPE
@@ -36,8 +36,9 @@ local function AI_INFO(KEYS, ARGV)
   end
   local about = models.get(key, version, 'backend', 'device', 'tag')
   local got = redis.call('HMGET', stats, 'duration', 'samples', 'calls', 'errors')
+  local script = kinds.is_script(key)
   return {
-    'key', key, 'type', 'MODEL', 'backend', about[1] or '', 'device', about[2] or '', 'tag', about[3] or '', 'duration', counter(got[1]),
-    'samples', counter(got[2]), 'calls', counter(got[3]), 'errors', counter(got[4]),
+    'key', key, 'type', script and 'SCRIPT' or 'MODEL', 'backend', about[1] or '', 'device', about[2] or '', 'tag', about[3] or '', 'duration', counter(got[1]),
+    'samples', script and -1 or counter(got[2]), 'calls', counter(got[3]), 'errors', counter(got[4]),
   }
 end

@@ -10,34 +10,11 @@ local function AI_MODELDEL(KEYS, ARGV)
   if not key or KEYS[2] then
     raise('BADARG', "wrong number of keys for 'AI_MODELDEL': give the model's name as the one key")
   end
-  local word, asked = ARGV[1], ARGV[2]
-  if word and (string.upper(word) ~= 'VERSION' or not asked or ARGV[3]) then
-    raise('BADARG', 'only VERSION n may follow the model key')
-  end
+  local asked = kinds.asked(ARGV)
   local own = node.keys()
   if not asked and not models.uid(key) then
     catalog.forget(own, key)
   end
-  local uid = models.existing_uid(key)
-  local last = tonumber(redis.call('HGET', key, 'last'))
-  if asked then
-    local version = models.version(key, asked)
-    models.remove(own, key, uid, version)
-    for n = last, 1, -1 do
-      if redis.call('HEXISTS', key, n .. ':state') == 1 then
-        models.choose_default(key)
-        catalog.update(own, key, version)
-        return redis.status_reply('OK')
-      end
-    end
-  else
-    for n = 1, last do
-      if redis.call('HEXISTS', key, n .. ':state') == 1 then
-        models.remove(own, key, uid, tostring(n), true)
-      end
-    end
-  end
-  catalog.drop(own, key, last)
-  redis.call('UNLINK', key)
+  kinds.delete(own, key, kinds.uid(key, false, 'AI_SCRIPTDEL'), asked)
   return redis.status_reply('OK')
 end

@@ -41,7 +41,7 @@ local function AI_MODELGET(KEYS, ARGV)
     end
     i = i + 1
   end
-  local uid = models.existing_uid(key)
+  local uid = kinds.uid(key, false, 'AI_SCRIPTGET')
   local version = models.version(key, asked)
   if chunks then
     return models.chunks(key, uid, version)

@@ -264,7 +264,7 @@ local function triggerset_slots(spec, request)
     together(key)
   end
   if spec.results then
-    together(spec.results)
+    together((templates.fill(triggerset_template(spec.results, {}), {}))) -- braces in it are doubled
   end
   for _, key in ipairs(request.outputs or {}) do
     if not string.find(key, '1', 1, true) then

@@ -128,12 +128,18 @@ def trigger_counters(found: Mapping[str, Any]) -> TriggerStats:
             return 0  # somebody has spoilt it
 
     values = {name: number(name) for name in TriggerStats._fields if name != "last_error"}
-    return TriggerStats(**values, last_error=text(found.get("last_error") or b""))  # type: ignore[arg-type]
+    return TriggerStats(**values, last_error=text(found.get("last_error") or b""))
 
 
-def ai_tensorchanged(key: Name) -> Command[int]:
-    """Start the runs of the triggers that a tensor fires which was set by other means; the result is how many."""
-    return _fcall("AI_TENSORCHANGED", (key,), (), int)
+def ai_tensorchanged(key: Name, number: tuple[bytes, int] | None = None) -> Command[int]:
+    """Start the runs of the triggers that a tensor fires which was set by other means; the result is how many.
+
+    Args:
+        key: the tensor.
+        number: of this call, with the id of the client: sent again it starts nothing that it has started.
+    """
+    args = () if number is None else (b"ID", *number)
+    return _fcall("AI_TENSORCHANGED", (key,), args, int, repeatable=number is not None)
 
 
 def ks_triggers() -> Command[list[tuple[bytes, bytes]]]:

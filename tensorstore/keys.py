@@ -24,6 +24,7 @@ __all__ = [
     "private",
     "results",
     "slot",
+    "slot_channel",
     "slot_tag",
     "slot_tags",
     "tag",
@@ -327,3 +328,8 @@ def mailbox(node: bytes, client: Part) -> bytes:
 def temporary(slot_tag: bytes, client: Part, seq: int, index: int) -> bytes:
     """Name input ``index`` of a client's request ``seq``, too large to ride in the call, in the slot of a tag."""
     return b"ks:{%b}:tmp:%b:%d:%d" % (slot_tag, _bytes(client), seq, index)
+
+
+def slot_channel(key: Key) -> bytes:
+    """Name the channel in the slot of a key on which nothing is said but, by the server, that the slot has moved."""
+    return b"ks:{%b}:moved" % tag(key)

@@ -113,6 +113,11 @@ def get_prefix(key: Name, size: int) -> Command[bytes]:
     return Command((b"GETRANGE", to_bytes(key), 0, size - 1), same, repeatable=True)
 
 
+def get_suffix(key: Name, size: int) -> Command[bytes]:
+    """Read the last bytes of a string; none if there is no such key."""
+    return Command((b"GETRANGE", to_bytes(key), -size, -1), same, repeatable=True)
+
+
 def strlen(key: Name) -> Command[int]:
     """Ask for the length of a string."""
     return Command((b"STRLEN", to_bytes(key)), int, repeatable=True)

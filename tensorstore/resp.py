@@ -188,6 +188,11 @@ class ReplyReader:
         return self._at_start and not self._held and self._large is None and not self._replies
 
     @property
+    def waiting(self) -> bool:
+        """Whether ``gets`` has something to give."""
+        return bool(self._replies) or self._error is not None
+
+    @property
     def large(self) -> memoryview | None:
         """Memory for the rest of a large bulk string, if one is being received: what ``get_buffer`` gives then."""
         return None if self._large is None else self._large[self._filled :]

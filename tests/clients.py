@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Self
 
 import keyside
 
@@ -26,6 +26,8 @@ class Blocking:
         found = getattr(self.inner, name)
         if not callable(found):
             return found
+        if name == "subscribe":
+            return lambda *args, **kwargs: _Heard(found(*args, **kwargs))
         if inspect.isgeneratorfunction(found):
             return lambda *args, **kwargs: _listed(found, args, kwargs)
 
@@ -34,6 +36,35 @@ class Blocking:
             return Blocking(result) if isinstance(result, keyside.Handle) else result
 
         return call
+
+
+class _Heard:
+    """A blocking subscription, likewise."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    @property
+    def breaks(self) -> int:
+        return int(self.inner.breaks)
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.inner.__enter__)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        items, end = iter(self.inner), object()
+        while (item := await asyncio.to_thread(next, items, end)) is not end:
+            yield item
+
+    async def next(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        return await asyncio.to_thread(self.inner.next, timeout)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.inner.close)
 
 
 async def _listed(function: Callable[..., Any], args: Any, kwargs: Any) -> AsyncIterator[Any]:

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 from tests.executors import Executor
 from tests.servers import Kind, Server, wait_until
 
+from keyside.executor import cores
+
 # A test must never touch a server of the user's.
 for _name in ("KEYSIDE_URL", "REDIS_URL"):
     os.environ.pop(_name, None)
@@ -21,6 +23,13 @@ settings.register_profile("fuzz", _default, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 _started: dict[str, Server] = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: three workers for two cores, as tests often wait; with one core, only this process."""
+    found = cores.allowed()
+    return min(int(found * 1.5), 8) if found >= 2 else 0
 
 
 def _session_server(kind: Kind) -> Iterator[Server]:
@@ -157,7 +166,18 @@ def _text(key: bytes) -> str:
 def _may_stay(client: Any, key: bytes) -> bool:
     """Whether a key without a TTL is one that a node or a model keeps (docs/protocol.md, section 2)."""
     what = key.partition(b"}:")[2].split(b":")
-    if what[0] in (b"dead", b"catalog", b"models", b"revs", b"dropped", b"stats", b"executors", b"limits", b"triggers", b"onset"):
+    if what[0] in (
+        b"dead",
+        b"catalog",
+        b"models",
+        b"revs",
+        b"dropped",
+        b"stats",
+        b"executors",
+        b"limits",
+        b"triggers",
+        b"onset",
+    ):
         return True
     if what[0] == b"tstats":
         return bool(client.hexists(key.partition(b"}:")[0] + b"}:triggers", key.partition(b":tstats:")[2]))

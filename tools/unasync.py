@@ -27,10 +27,18 @@ NAMES = {
     "AsyncBase": "Base",
     "AsyncCluster": "SyncCluster",
     "AsyncClient": "Client",
+    "AsyncDag": "Dag",
+    "AsyncGraphs": "Graphs",
     "AsyncHandle": "Handle",
+    "AsyncLine": "SyncLine",
+    "AsyncListener": "Listener",
     "AsyncInference": "Inference",
     "AsyncModels": "Models",
+    "AsyncScripts": "Scripts",
+    "AsyncSubscription": "Subscription",
     "AsyncTensors": "Tensors",
+    "AsyncTriggers": "Triggers",
+    "AsyncWaiting": "Waiting",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
@@ -40,6 +48,7 @@ NAMES = {
     "anext": "next",
     "asyncio": "time",
     "cluster_async": "cluster_sync",
+    "lines_async": "lines_sync",
     "transport_async": "transport_sync",
 }
 WORDS = {"asyncio client: the source of both": "blocking client", "an asyncio": "a blocking", "an Async": "a Async"}
@@ -89,7 +98,7 @@ def build() -> dict[Path, str]:
 def _ruff(text: str, path: Path) -> str:
     """Sort imports, take out those that have become doubles, and format."""
     ruff = [sys.executable, "-m", "ruff"]
-    for step in (["check", "--select", "I,F401,F811", "--fix-only", "--quiet"], ["format", "--quiet"]):
+    for step in (["check", "--select", "I,F401,F811,RUF022", "--fix-only", "--quiet"], ["format", "--quiet"]):
         command = [*ruff, *step, "--stdin-filename", str(path), "-"]
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd=ROOT)  # noqa: S603
         if done.returncode:

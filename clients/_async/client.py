@@ -2,16 +2,20 @@
 
 from typing import Any, Self
 
+from keyside.clients._async.graphs import AsyncGraphs
 from keyside.clients._async.inference import AsyncInference
 from keyside.clients._async.models import AsyncModels
+from keyside.clients._async.scripts import AsyncScripts
 from keyside.clients._async.tensors import AsyncTensors
+from keyside.clients._async.triggers import AsyncTriggers
+from keyside.clients._async.waiting import AsyncWaiting
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.transport_async import AsyncTransport
 
 __all__ = ["AsyncClient"]
 
 
-class AsyncClient(AsyncTensors, AsyncModels, AsyncInference):
+class AsyncClient(AsyncTensors, AsyncScripts, AsyncGraphs, AsyncModels, AsyncInference, AsyncTriggers, AsyncWaiting):
     """Tensors, models and inference on a Redis or Valkey server, or on a cluster of them.
 
     Nothing is sent before the first call. Close it, or use it as a context manager.

@@ -3,16 +3,20 @@
 
 from typing import Any, Self
 
+from keyside.clients._sync.graphs import Graphs
 from keyside.clients._sync.inference import Inference
 from keyside.clients._sync.models import Models
+from keyside.clients._sync.scripts import Scripts
 from keyside.clients._sync.tensors import Tensors
+from keyside.clients._sync.triggers import Triggers
+from keyside.clients._sync.waiting import Waiting
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.transport_sync import SyncTransport
 
 __all__ = ["Client"]
 
 
-class Client(Tensors, Models, Inference):
+class Client(Tensors, Scripts, Graphs, Models, Inference, Triggers, Waiting):
     """Tensors, models and inference on a Redis or Valkey server, or on a cluster of them.
 
     Nothing is sent before the first call. Close it, or use it as a context manager.

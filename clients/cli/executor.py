@@ -59,12 +59,23 @@ def setting_options(command: _F) -> _F:
 
 
 def _metavar(name: str) -> str:
-    for ending, word in (("_ms", "MS"), ("_s", "SECONDS"), ("_dir", "DIR"), ("devices", "NAME,..")):
+    for ending, word in (
+        ("_ms", "MS"),
+        ("_s", "SECONDS"),
+        ("_dir", "DIR"),
+        ("devices", "NAME,.."),
+        ("functions", "MODULE,.."),
+    ):
         if name.endswith(ending):
             return word
-    return {"name": "TEXT", "http_host": "HOST", "peer_url": "URL", "memory_budget": "SIZE", "log_level": "LEVEL"}.get(
-        name, "FORMAT" if name == "log_format" else "N"
-    )
+    return {
+        "name": "TEXT",
+        "http_host": "HOST",
+        "peer_url": "URL",
+        "memory_budget": "SIZE",
+        "run_memory": "SIZE",
+        "log_level": "LEVEL",
+    }.get(name, "FORMAT" if name == "log_format" else "N")
 
 
 def read_settings(url: str, given: dict[str, Any]) -> Any:

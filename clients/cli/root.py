@@ -82,6 +82,9 @@ _HERE = "keyside.clients.cli"
         "acl": (f"{_HERE}.acl:acl", "Print, apply and check ACL rules for users of a role."),
         "tensor": (f"{_HERE}.tensor:tensor", "Set, get, show, list and remove tensors."),
         "model": (f"{_HERE}.model:model", "Store, show, list and remove models."),
+        "script": (f"{_HERE}.script:script", "Store, show, list, run and remove scripts and functions."),
+        "graph": (f"{_HERE}.graph:graph", "Check, store, show, list and remove stored graphs."),
+        "trigger": (f"{_HERE}.trigger:trigger", "Set, show, list, watch and remove triggers."),
         "run": (f"{_HERE}.run:run", "Run a model on files, values or keys."),
         "status": (
             f"{_HERE}.status:status",

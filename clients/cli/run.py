@@ -8,7 +8,7 @@ import click
 
 from keyside.clients.cli.common import State, clean, common, option, say
 
-__all__ = ["run"]
+__all__ = ["read_inputs", "run", "show_outputs", "split_outputs"]
 
 _NAMED = re.compile(r"(?!key:)([^=@\[{\"]+)=(.*)", re.DOTALL)
 
@@ -37,23 +37,42 @@ def run(state: State, target: str, inputs: tuple[str, ...], outputs: tuple[str, 
     Inputs are given by name, or all without names in the model's order. Numbers that come as text get the dtype
     that the model takes.
     """  # noqa: D301  # click wants the character
-    files = [output[1:] for output in outputs if output.startswith("@")]
-    if files and len(files) != len(outputs):
-        raise click.UsageError("outputs go to keys or to files, not to both")
-    keys = [] if files else [output.removeprefix("key:") for output in outputs]
+    files, keys = split_outputs(outputs)
     split = _split(inputs)
     with state.client() as client:
-        given = _Inputs(client, target).read(split)
+        given = read_inputs(client, target, split)
         if keys:
             client.execute(target, given, keys, timeout=timeout)
             say(f"written: {', '.join(keys)}")
             state.emit({"target": target, "outputs": keys}, "")
             return
         found = client.predict(target, given, timeout=timeout, outputs="dict")
-    _show(state, target, found, files)
+    show_outputs(state, target, found, files)
 
 
-def _show(state: State, target: str, found: dict[str, Any], files: Sequence[str]) -> None:
+def split_outputs(outputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the files, or the keys, to which outputs go.
+
+    Raises:
+        click.UsageError: They go to both.
+    """
+    files = [output[1:] for output in outputs if output.startswith("@")]
+    if files and len(files) != len(outputs):
+        raise click.UsageError("outputs go to keys or to files, not to both")
+    return files, [] if files else [output.removeprefix("key:") for output in outputs]
+
+
+def read_inputs(client: Any, target: str, split: Sequence[tuple[str, str]]) -> Any:
+    """Read the inputs of a call, each a name, or an empty one, and what was given; by name if they have names.
+
+    Raises:
+        KeysideError: One of them cannot be read.
+    """
+    return _Inputs(client, target).read(split)
+
+
+def show_outputs(state: State, target: str, found: dict[str, Any], files: Sequence[str]) -> None:
+    """Write what was found to files, or show it."""
     from keyside.clients.cli import values
     from keyside.tensorstore.errors import BadInput
 

@@ -91,16 +91,33 @@ class ScriptModel(Protocol):
         ...
 
 
-@runtime_checkable
 class Member(Protocol):
-    """A model or script as a graph sees it (executor/model.py)."""
+    """A model, script or graph as a graph sees it (executor/model.py).
+
+    Attributes:
+        title: `name@version`.
+        names: of its inputs, in order.
+        output_names: of its outputs; None where they are known only after a run.
+        signature: what it takes and gives.
+        is_graph: whether it is to be run by `run_with`.
+    """
 
     title: str
     names: list[str]
     output_names: list[str] | None
+    signature: Signature
+    is_graph: bool
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run it on arrays in the order of its signature."""
+        ...
+
+    def timed(self, seconds: float) -> None:
+        """Take note of how long a run took."""
+        ...
+
+    def run_with(self, inputs: Sequence[Array], members: Mapping[str, Any]) -> list[Array]:
+        """Run a graph; see `GraphModel.run_with`."""
         ...
 
     def call(self, function: str, tensors: Sequence[Array], keys: Sequence[str], args: Sequence[str]) -> list[Array]:

@@ -15,7 +15,7 @@ from keyside.executor.backends.warmup import warm_up
 from keyside.tensorstore.errors import BadModel, ModelFailed, RunFailed
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["TorchBackend", "TorchModel"]
+__all__ = ["TorchBackend", "TorchModel", "dense", "device_of", "prepare"]
 
 # What a small module takes besides its weights.
 MODULE_BYTES: Final = 512 << 10
@@ -55,8 +55,8 @@ class TorchBackend:
             if len(set(given)) != len(given):
                 raise BadModel(f"{what} has a name twice")
         blob = bytes(blob)
-        _prepare(threads)
-        target = _target(device)
+        prepare(threads)
+        target = device_of(device)
         kind = torch_check.kind_of(blob)
         if kind == "torchscript":
             model = _load_script(blob, target, inputs, outputs, check=not allow_code)
@@ -142,14 +142,14 @@ class TorchModel:
         try:
             array: Array = value.numpy()
         except (RuntimeError, TypeError):
-            array = _dense(value).numpy()
+            array = dense(value).numpy()
         if array.dtype.kind == "c":
             raise RunFailed("the model gave a complex tensor; return its real and imaginary parts")
         # A model that changes tensors in place may change what it has returned, in its next run.
         return array.copy() if self._mutates else contiguous(array)
 
 
-def _dense(tensor: Any) -> Any:
+def dense(tensor: Any) -> Any:
     """Return a tensor as one that NumPy can look into."""
     import torch
 
@@ -163,7 +163,7 @@ def _dense(tensor: Any) -> Any:
     return tensor.resolve_conj().resolve_neg().cpu()
 
 
-def _prepare(threads: int) -> None:
+def prepare(threads: int) -> None:
     """Set torch up, once in this process: its number of threads is a global."""
     import torch
 
@@ -179,7 +179,12 @@ def _prepare(threads: int) -> None:
             torch.from_numpy(np.frombuffer(b"\0", np.uint8))
 
 
-def _target(device: str) -> Any:
+def device_of(device: str) -> Any:
+    """Return torch's device for a device queue.
+
+    Raises:
+        ModelFailed: it is one of a GPU that this executor does not have.
+    """
     import torch
 
     index = gpu_index(device)

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from keyside.tensorstore.errors import BadModel
 
-__all__ = ["check_archive", "check_graphs", "kind_of"]
+__all__ = ["NAMESPACES", "WORDS", "check_archive", "check_graphs", "kind_of"]
 
 # Namespaces of operators that only compute.
-_NAMESPACES: Final = frozenset(
+NAMESPACES: Final = frozenset(
     {"_quantized", "aten", "mkldnn", "mkldnn_prepacked", "onednn", "prim", "quantized", "sparse", "torchvision"}
 )
 
@@ -24,7 +24,7 @@ _NAMESPACES: Final = frozenset(
 _CLASSES: Final = frozenset({"quantized", "rnn", "sparse"})
 
 # Operators of these namespaces that reach beyond the model.
-_WORDS: Final = {
+WORDS: Final = {
     "from_file": "opens a file",
     "save": "writes a file",
     "print": "prints",
@@ -133,10 +133,10 @@ def _check_source(name: str, record: bytes) -> bool:
         if any("\\" in literal for literal in literals):
             raise BadModel(f"{name} in the archive has both getattr and escaped characters, which is not allowed")
         words.update(literals)
-    for word in sorted(words & _WORDS.keys()):
-        raise BadModel(f"the model {_WORDS[word]} ({word}), which is not allowed; see --allow-code")
+    for word in sorted(words & WORDS.keys()):
+        raise BadModel(f"the model {WORDS[word]} ({word}), which is not allowed; see --allow-code")
     for match in _OPS.finditer(text):
-        if match[1] not in _NAMESPACES:
+        if match[1] not in NAMESPACES:
             raise BadModel(f"the model uses the operators {match[0]}, which are not allowed; see --allow-code")
     for match in _TORCH_CLASSES.finditer(text):
         if match[1]:
@@ -163,7 +163,7 @@ def check_graphs(module: Any) -> None:
             for node in _nodes(native._get_method(name).graph):  # noqa: SLF001
                 kind = node.kind()
                 namespace, _, operator = kind.partition("::")
-                if namespace not in _NAMESPACES or operator in _WORDS:
+                if namespace not in NAMESPACES or operator in WORDS:
                     raise BadModel(f"the model uses the operator {kind}, which is not allowed; see --allow-code")
 
 

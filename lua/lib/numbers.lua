@@ -87,13 +87,13 @@ end
 
 -- Bytes of the float that text writes, or nil and what is wrong.
 local function read_float(dtype, text)
-  local special = #text <= 9 and SPECIAL_NAMES[text:lower()]
-  if special then
-    return SPECIAL[dtype.name][special]
-  end
   -- tonumber alone would take 0x10, spaces, and whatever else strtod knows.
-  local x = text:find('^[%d.eE+-]+$') and tonumber(text)
+  local x = string.find(text, '^[%d.eE+-]+$') and tonumber(text)
   if not x then
+    local special = #text <= 9 and SPECIAL_NAMES[text:lower()]
+    if special then
+      return SPECIAL[dtype.name][special]
+    end
     return nil, 'is not a decimal number'
   elseif math.abs(x) >= OVERFLOW[dtype.name] then
     return nil, 'overflows ' .. dtype.name
@@ -140,11 +140,47 @@ local function read_int(dtype, text)
   return pack64(digits, sign == '-')
 end
 
+-- Elements that are packed together: one call and one string for many.
+numbers.PACKED = 64
+numbers.FORMATS = {}
+
+-- The bytes of floats that are all plain numbers in range, as nearly always; else nil, and one by one they show what is wrong.
+function numbers.pack_plain(dtype, texts, first, count)
+  local find, number, overflow = string.find, tonumber, OVERFLOW[dtype.name]
+  local values = {}
+  for i = 1, count do
+    local text = texts[first + i - 1]
+    local x = find(text, '^[%d.eE+-]+$') and number(text)
+    if not x or x >= overflow or x <= -overflow then
+      return nil
+    end
+    values[i] = x
+  end
+  local parts = {}
+  for from = 1, count, numbers.PACKED do
+    local size = math.min(numbers.PACKED, count - from + 1)
+    local key = dtype.pack .. size
+    local format = numbers.FORMATS[key]
+    if not format then
+      format = '<' .. string.rep(string.sub(dtype.pack, 2), size)
+      numbers.FORMATS[key] = format
+    end
+    parts[#parts + 1] = struct.pack(format, unpack(values, from, from + size - 1))
+  end
+  return table.concat(parts)
+end
+
 --- The bytes of count elements that texts[first] and the following write; raises BADVALUE. `named(i)` says what the i-th
 -- of them is; without it, its number.
 function numbers.encode(dtype, texts, first, count, named)
   local read = dtype.kind == 'float' and read_float or read_int
   local parts = {}
+  if read == read_float and dtype.pack then
+    local data = numbers.pack_plain(dtype, texts, first, count)
+    if data then
+      return data
+    end
+  end
   for i = 1, count do
     local bytes, problem = read(dtype, texts[first + i - 1])
     if not bytes then

@@ -174,6 +174,15 @@ function submit.check_kind(own, record, request)
     raise('BADARG', "'" .. record.title .. "' is a script: call it with AI_SCRIPTEXECUTE, which takes the name of its function")
   elseif record.kind ~= 'script' and extra.f then
     raise('BADARG', "'" .. record.title .. "' is no script: call it with AI_PREDICT or AI_MODELEXECUTE")
+  elseif extra.f and record.functions then
+    local found = false
+    for _, name in ipairs(record.functions) do
+      found = found or name == extra.f
+    end
+    if not found then
+      raise('BADARG', 'Function ' .. args.printable(extra.f) .. " does not exist in the given script: '" .. record.title .. "' has "
+        .. args.printable(table.concat(record.functions, ', '), 500))
+    end
   end
   if record.uses then
     extra.m = submit.members(own, record)

@@ -1,5 +1,6 @@
 """What a run has come to: figures, a verdict, and the text that says both."""
 
+import itertools
 import statistics
 from typing import Any
 
@@ -15,14 +16,28 @@ LONGEST_MS = 90_000
 """Numbers of requests are remembered for 70 s and some; nothing of ours for a short job lives longer."""
 
 
+START_S = 30.0
+"""A process that has just begun still imports, and loads its models."""
+
+SIGNS_OF_LIFE = frozenset(("executor", "replicator"))
+"""What executors that are alive renew all the time."""
+
+
 def growth(samples: list[tuple[float, int]]) -> float | None:
-    """By how much the last third of a process's samples is above its second third; None: too few of them."""
-    if len(samples) < 15:
+    """By how much the memory of a process grows from the first quarter of its samples to the last, its start left out.
+
+    What has become larger once, as an executor does that stood by and now serves, has not grown: what leaks grows from
+    each quarter to the next. So it is three times the least of these three steps.
+
+    Returns:
+        As a share of what it was; None: too few samples.
+    """
+    samples = [sample for sample in samples if sample[0] >= samples[0][0] + START_S]
+    size = len(samples) // 4
+    if size < 4:
         return None
-    third = len(samples) // 3
-    before = statistics.median(value for _, value in samples[third : 2 * third])
-    after = statistics.median(value for _, value in samples[2 * third :])
-    return after / before - 1
+    medians = [statistics.median(value for _, value in samples[n * size : (n + 1) * size]) for n in range(4)]
+    return 3 * min(after / max(before, 1) - 1 for before, after in itertools.pairwise(medians))
 
 
 def report(world: World, callers: Callers, trouble: Trouble, seconds: float, seed: int) -> dict[str, Any]:
@@ -93,7 +108,7 @@ def verdict(found: dict[str, Any], *, waited: bool, flat: float | None = None) -
     if lasting:
         wrong.append(f"keys that live too long (ms): {lasting}")
     if waited:
-        still = {kind: count for kind, (count, _) in left["kinds"].items() if kind != "executor"}
+        still = {kind: count for kind, (count, _) in left["kinds"].items() if kind not in SIGNS_OF_LIFE}
         if still:
             wrong.append(f"keys left once the longest TTL has passed: {still}")
     if flat is not None:
@@ -123,7 +138,7 @@ def show(found: dict[str, Any], problems: list[str]) -> str:
         f"replies that nobody read {left['unread']}",
     ]
     for name, one in sorted(found["memory"].items()):
-        grown = "" if one["growth"] is None else f", last third over second {one['growth']:+.1%}"
+        grown = "" if one["growth"] is None else f", growth {one['growth']:+.1%}"
         lines.append(f"  {name}: {one['first'] / 1e6:.1f} -> {one['last'] / 1e6:.1f} MB{grown}")
     for name in ("wrong", "hung", "late", "strange", "odd", "doubled", "executors"):
         lines += [f"  {name}: {text}" for text in found[name][:5]]

@@ -53,10 +53,28 @@ def refused(db: redis_py.Redis, *command: Any) -> str:
     return ""
 
 
+def gather(*spec: Any) -> tuple[Any, ...]:
+    """A prediction on what is gathered."""
+    key = spec[3] if isinstance(spec[2], int) and spec[0] != "ROWS" else spec[1 if spec[0] == "ROWS" else 2]
+    return ("FCALL", "AI_PREDICT", 1, key, "fraud", "INPUTS", 1, *spec)
+
+
 def trigger(name: str) -> tuple[Any, ...]:
     """The command that sets a trigger."""
     on = ("ON", "SET", "alice:frame:{n}", "RUN", "fraud", "INPUTS", 1, "KEY", "{key}", "OUTPUTS", 1, "alice:boxes:{n}")
     return ("FCALL", "AI_TRIGGERSET", 1, name, *on)
+
+
+def script(target: str, *inputs: str) -> tuple[Any, ...]:
+    """The call of a function of a script."""
+    return ("FCALL", "AI_SCRIPTEXECUTE", len(inputs), *inputs, target, "f", "INPUTS", len(inputs), *inputs)
+
+
+def dag(function: str, key: str, target: str, *outputs: str) -> tuple[Any, ...]:
+    """A DAG of one model on one key."""
+    persist = ("PERSIST", len(outputs), *outputs) if outputs else ()
+    run = ("MODELEXECUTE", target, "INPUTS", 1, key, "OUTPUTS", 1, *(outputs or ("y",)))
+    return ("FCALL", function, 1 + len(outputs), key, *outputs, "LOAD", 1, key, *persist, "|>", *run)
 
 
 # What to do, and who may. Each function stands in at least one line.
@@ -78,6 +96,15 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (predict("fraud", X, outputs=["alice:y"]), {ALICE, ROOT}),
     (predict("fraud", X, outputs=["shared:y"]), {ROOT}),
     (predict("fraud", X, outputs=["bob:y"]), {ROOT}),
+    (gather("HASH", "FLOAT", 1, "alice:h", 1, "f", "DEFAULT", 0), {ALICE, ROOT}),
+    (gather("LIST", "FLOAT", "shared:l", 0, -1), {ALICE, ROOT}),
+    (gather("ZSET", "FLOAT", "alice:z", 0, -1, "SCORES"), {ALICE, ROOT}),
+    (gather("NUMBERS", "FLOAT", 1, "shared:n"), {ALICE, ROOT}),
+    (gather("ROWS", "shared:x", 1, 0), {ALICE, ROOT}),
+    (gather("HASH", "FLOAT", 1, "bob:h", 1, "f", "DEFAULT", 0), {ROOT}),
+    (gather("ZSET", "FLOAT", "bob:z", 0, -1, "SCORES"), {ROOT}),
+    (gather("ROWS", "bob:x", 1, 0), {ROOT}),
+    (gather("LIST", "FLOAT", "ks:{0}:t:a:1", 0, -1), {ROOT}),
     (predict("other", X), {"bob", ROOT}),
     (predict("fraud", X, options=("USER", "alice")), {ALICE, ROOT}),
     (predict("fraud", X, options=("USER", "bob")), {ROOT}),
@@ -86,6 +113,23 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (execute("fraud", ["alice:x"], ["alice:y"], "USER", "bob"), {ROOT}),
     (execute("fraud", ["bob:x"], ["alice:y"]), {ROOT}),
     (execute("other", ["bob:x"], ["bob:y"]), {"bob", ROOT}),
+    (script("fraud"), {ALICE, ROOT}),
+    (script("fraud", "alice:x"), {ALICE, ROOT}),
+    (script("fraud", "bob:x"), {ROOT}),
+    (script("other"), {"bob", ROOT}),
+    (dag("AI_DAGEXECUTE", "alice:x", "fraud", "alice:y"), {ALICE, ROOT}),
+    (dag("AI_DAGEXECUTE", "alice:x", "fraud", "shared:y"), {ROOT}),
+    (dag("AI_DAGEXECUTE", "alice:x", "other", "alice:y"), {ROOT}),
+    (dag("AI_DAGEXECUTE", "bob:x", "other", "bob:y"), {"bob", ROOT}),
+    (dag("AI_DAGEXECUTE_RO", "alice:x", "fraud"), {ALICE, ROOT}),
+    (dag("AI_DAGEXECUTE_RO", "bob:x", "fraud"), {ROOT}),
+    (("FCALL", "AI_SCRIPTSTORE", 1, "fraud3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {MANAGER, ROOT}),
+    (("FCALL", "AI_SCRIPTSTORE", 1, "other3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {ROOT}),
+    (("FCALL_RO", "AI_SCRIPTGET", 1, "fraud3", "META"), {READER, MANAGER, EXEC, ROOT}),
+    (("FCALL_RO", "AI_SCRIPTGET", 1, "other3", "META"), {EXEC, ROOT}),
+    (("FCALL_RO", "AI_SCRIPTSCAN", 0, "0"), set(ALL)),
+    (("FCALL", "AI_SCRIPTDEL", 1, "fraud3"), {MANAGER, ROOT}),
+    (("FCALL", "AI_SCRIPTDEL", 1, "other3"), {ROOT}),
     (("FCALL", "AI_CANCEL", 0, "ks:{0}:t:a:1", "CPU/1-1"), {ALICE, "bob", EXEC, ROOT}),
     (modelstore("fraud2", b"junk"), {MANAGER, ROOT}),
     (modelstore("other2", b"junk"), {ROOT}),

@@ -1,9 +1,11 @@
 """The clients and the command line as users of a role: what they are made for works, end to end."""
 
+import inspect
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +90,29 @@ async def test_a_predictor(place: World, runner: Executor, connect: Connect) -> 
     with pytest.raises(errors.NoPerm):
         await alice.get_model("fraud")
     denied(place, "alice")
+
+
+async def test_dags_of_a_predictor(place: World, runner: Executor, connect: Connect) -> None:
+    client = connect(place.url("alice"), timeout=10)
+    inner: Any = getattr(client, "inner", client)
+
+    async def run(dag: Any) -> Any:
+        found = dag.execute()
+        return await found if inspect.isawaitable(found) else found
+
+    found = await run(inner.dag().tensorset("x", X).modelexecute("fraud", "x", "y").tensorget("y"))
+    assert found[2].tolist() == Y
+    await client.set("alice:x", X)
+    await run(inner.dag().load("alice:x").modelexecute("fraud", "alice:x", "alice:y").persist("alice:y"))
+    assert (await client.get("alice:y")).tolist() == Y
+    await run(inner.dag().tensorset("x", LARGE).tensorget("x"))
+    assert denied(place, "alice") == []
+    with pytest.raises(errors.NoPerm):
+        await run(inner.dag().tensorset("x", X).modelexecute("other", "x", "y"))
+    with pytest.raises(errors.NoPerm):
+        await run(inner.dag().load("bob:x").tensorget("bob:x"))
+    with pytest.raises(errors.NoPerm):
+        await run(inner.dag().tensorset("shared:x", X).persist("shared:x"))
 
 
 async def test_a_predictor_takes_a_job_back(place: World, runner: Executor, connect: Connect) -> None:

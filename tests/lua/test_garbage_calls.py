@@ -16,6 +16,7 @@ from tests.servers import Cluster, Server
 
 from keyside.tensorstore import keys, library
 from keyside.tensorstore.errors import CODES, KeysideError
+from keyside.tensorstore.records import Signature
 
 FUNCTIONS = sorted(library.functions())
 NATIVE = {"ERR", "NOGROUP", "WRONGTYPE", "NOPERM", "OOM"}
@@ -28,9 +29,11 @@ WORDS = [
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
     "ON", "OFF", "SET", "PUBLISH", "STREAM", "SCHEDULE", "RUN", "COALESCE", "NOTIFY", "{key}", "{a}", "x:{a}", "{{",
-    "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "s", "c",
+    "}", "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "c",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
     "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
+    "|>", "LOAD", "PERSIST", "ROUTING", "TENSORSET", "TENSORGET", "MODELEXECUTE", "SCRIPTEXECUTE",
+    "KEYS", "ARGS", "ENTRY_POINTS", "SOURCE", "FUNCTIONS",
 ]  # fmt: skip
 NUMBERS = [
     "0", "1", "2", "3", "4", "1000", "1001", "-1", "1.5", "1e400", "0x10", "nan", "inf", "2147483648",
@@ -49,6 +52,8 @@ NAMES = [
     "n",
     "m@1",
     "m@2",
+    "s",
+    "stream-trigger",
     "@",
     "none",
     "{a}x",
@@ -86,6 +91,16 @@ SOUND: dict[str, list[Any]] = {
         "m", "INPUTS", "1", "VALUE", ROW, "NAMES", "1", "x", "OUTPUTS", "1", "y", "TIMEOUT", "1000", "TICKET", "T", "c",
         "PRIORITY", "HIGH",
     ],
+    "AI_DAGEXECUTE": [
+        "LOAD", "1", "x", "PERSIST", "1", "x", "TIMEOUT", "1000", "TICKET", "T", "c", "ID", "c", "1",
+        "|>", "TENSORSET", "t", "FLOAT", "1", "4", "VALUES", "1", "2", "3", "4",
+        "|>", "TENSORSET", "v", "VALUE", ROW, "|>", "MODELEXECUTE", "m", "INPUTS", "1", "x", "OUTPUTS", "1", "x",
+        "|>", "TENSORGET", "x", "META", "BLOB",
+    ],
+    "AI_DAGEXECUTE_RO": [
+        "ROUTING", "y", "|>", "TENSORSET", "t", "UINT8", "2", "BLOB", "|>",
+        "|>", "MODELEXECUTE", "m", "INPUTS", "1", "t", "OUTPUTS", "1", "z", "|>", "TENSORGET", "z",
+    ],
     "AI_CANCEL": ["T", "CPU/1-1"],
     "AI_DEADDEL": ["D", "1-1"],
     "AI_DEADGET": ["D"],
@@ -95,6 +110,14 @@ SOUND: dict[str, list[Any]] = {
     "AI_LIMITSET": ["JOBS", "1", "BYTES", "2", "RATE", "3", "PER", "4", "USERRATE", "5", "PER", "6"],
     "AI_INFO": ["VERSION", "1"],
     "AI_NODE": [],
+    "AI_SCRIPTSTORE": ["CPU", "TAG", "t", "ENTRY_POINTS", "1", "f", "OPTIONS", "{}", "SOURCE", "def f(): pass"],
+    "AI_SCRIPTGET": ["VERSION", "1", "META", "SOURCE"],
+    "AI_SCRIPTDEL": ["VERSION", "1"],
+    "AI_SCRIPTSCAN": ["0", "COUNT", "10"],
+    "AI_SCRIPTEXECUTE": [
+        "s", "f", "KEYS", "1", "k", "INPUTS", "2", "x", "VALUE", ROW, "ARGS", "1", "a", "OUTPUTS", "1", "y",
+        "TIMEOUT", "1000", "TICKET", "T", "c",
+    ],
     "AI_TENSORCHANGED": [],
     "AI_TRIGGERDEL": [],
     "AI_TRIGGERGET": [],
@@ -157,6 +180,8 @@ def prepare(hand: Hand) -> dict[str, Any]:
     hand.do("FLUSHALL")
     hand.node = keys.NodeKeys(hand.beat("e1")[1])
     hand.store("m", blob=b"one")
+    hand.fcall("AI_SCRIPTSTORE", ["s"], "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS")
+    assert hand.publish("s", 1, Signature((), None)) == 1
     hand.store("n", blob=b"two", signature=None)
     hand.wire.call_many(
         [
@@ -171,10 +196,10 @@ def prepare(hand: Hand) -> dict[str, Any]:
     hand.fcall(
         "AI_TRIGGERSET", ["p"], "ON", "PUBLISH", "news", "COALESCE", "RATE", 5, "PER", 1000, *run, "VALUE", "{payload}"
     )
-    hand.fcall("AI_TRIGGERSET", ["s"], "ON", "STREAM", "stream", *run, "KEY", "{key}")
+    hand.fcall("AI_TRIGGERSET", ["stream-trigger"], "ON", "STREAM", "stream", *run, "KEY", "{key}")
     hand.fcall("AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 1, "KEYS", 1, "x", *run, "KEY", "{member}")
-    hand.do("XGROUP", "CREATE", "stream", "kss", "0")
-    hand.do("XREADGROUP", "GROUP", "kss", "e1", "STREAMS", "stream", ">")
+    hand.do("XGROUP", "CREATE", "stream", "ksstream-trigger", "0")
+    hand.do("XREADGROUP", "GROUP", "ksstream-trigger", "e1", "STREAMS", "stream", ">")
     for name in ("t", "p", "c"):
         hand.do("SET", hand.node.lead(name), "e1")
     hand.predict()
@@ -252,9 +277,13 @@ def test_the_sound_call_is_taken(target: Server, function: str) -> None:
     with Hand(target.url_unix) as hand:
         stand_for = prepare(hand)
         args = [stand_for.get(arg, arg) if isinstance(arg, str) else arg for arg in SOUND[function]]
-        names = {"AI_TENSORSET": ["tensor"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"]}
+        names = {
+            "AI_TENSORSET": ["tensor"], "AI_TENSORGET": ["x"], "AI_MODELEXECUTE": ["x", "y"], "AI_PREDICT": ["y"],
+            "AI_DAGEXECUTE": ["x"], "AI_DAGEXECUTE_RO": ["y"], "AI_SCRIPTEXECUTE": ["x", "y"],
+            "AI_SCRIPTGET": ["s"], "AI_SCRIPTDEL": ["s"], "AI_SCRIPTSTORE": ["s"],
+        }  # fmt: skip
         one = ["t" if "TRIGGER" in function else "m"] if library.functions()[function].keys else []
         hand.do("DEL", "y")
-        if target.kind == "valkey" and hand.node.tag != b"0" and function == "AI_MODELEXECUTE":
+        if target.kind == "valkey" and hand.node.tag != b"0" and function in ("AI_MODELEXECUTE", "AI_SCRIPTEXECUTE"):
             return  # x and y are in different slots
         hand.fcall(function, names.get(function, one), *args)

@@ -1,0 +1,1 @@
+"""Events that start runs: channels, streams, schedules and foreign writes, followed for one node at a time."""
