@@ -70,6 +70,31 @@ async def test_a_primary_gives_way_under_load(client: Any, grid: Grid) -> None:
     assert load.slowest < 10
 
 
+async def test_who_waits_or_listens_goes_on_at_the_replica(client: Any, grid: Grid) -> None:
+    primary = grid.owner("{t}")
+    replica = replica_of(grid, primary)
+    await until(lambda: b"connected" in grid.cluster.ask(replica, "ROLE"))
+    channel = grid.key_at(primary, "news")
+    try:
+        async with client.subscribe("any", channel=channel) as events:
+            waiting = asyncio.ensure_future(client.wait_for_key("{t}:comes", timeout=30))
+            await until(lambda: grid.cluster.ask(primary, "PUBSUB", "NUMSUB", "__keyspace@0__:{t}:comes")[1])
+            primary.kill()
+            await until(lambda: is_primary(grid, replica))
+            heard = asyncio.ensure_future(events.next(30))
+            await until(lambda: events.breaks)
+            await client.set("{t}:comes", X)
+            await waiting
+            while not heard.done():  # until it listens again, what is said is lost
+                await client.publish(channel, "news")
+                await asyncio.sleep(0.1)
+            assert isinstance((await heard).error, errors.BadValue)
+    finally:
+        await asyncio.to_thread(primary.start)
+        await until(lambda: not is_primary(grid, primary))
+        await client.delete("{t}:comes")
+
+
 async def test_a_primary_is_killed_under_load(client: Any, grid: Grid) -> None:
     primary = grid.owner("{t}")
     replica = replica_of(grid, primary)
