@@ -73,11 +73,6 @@ def trigger(name: str) -> tuple[Any, ...]:
     return ("FCALL", "AI_TRIGGERSET", 1, name, *on)
 
 
-def script(target: str, *inputs: str) -> tuple[Any, ...]:
-    """The call of a function of a script."""
-    return ("FCALL", "AI_SCRIPTEXECUTE", len(inputs), *inputs, target, "f", "INPUTS", len(inputs), *inputs)
-
-
 def dag(function: str, key: str, target: str, *outputs: str) -> tuple[Any, ...]:
     """A DAG of one model on one key."""
     persist = ("PERSIST", len(outputs), *outputs) if outputs else ()
@@ -121,23 +116,12 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (execute("fraud", ["alice:x"], ["alice:y"], "USER", "bob"), {ROOT}),
     (execute("fraud", ["bob:x"], ["alice:y"]), {ROOT}),
     (execute("other", ["bob:x"], ["bob:y"]), {"bob", ROOT}),
-    (script("fraud"), {ALICE, ROOT}),
-    (script("fraud", "alice:x"), {ALICE, ROOT}),
-    (script("fraud", "bob:x"), {ROOT}),
-    (script("other"), {"bob", ROOT}),
     (dag("AI_DAGEXECUTE", "alice:x", "fraud", "alice:y"), {ALICE, ROOT}),
     (dag("AI_DAGEXECUTE", "alice:x", "fraud", "shared:y"), {ROOT}),
     (dag("AI_DAGEXECUTE", "alice:x", "other", "alice:y"), {ROOT}),
     (dag("AI_DAGEXECUTE", "bob:x", "other", "bob:y"), {"bob", ROOT}),
     (dag("AI_DAGEXECUTE_RO", "alice:x", "fraud"), {ALICE, ROOT}),
     (dag("AI_DAGEXECUTE_RO", "bob:x", "fraud"), {ROOT}),
-    (("FCALL", "AI_SCRIPTSTORE", 1, "fraud3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {MANAGER, ROOT}),
-    (("FCALL", "AI_SCRIPTSTORE", 1, "other3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {ROOT}),
-    (("FCALL_RO", "AI_SCRIPTGET", 1, "fraud3", "META"), {READER, MANAGER, EXEC, ROOT}),
-    (("FCALL_RO", "AI_SCRIPTGET", 1, "other3", "META"), {EXEC, ROOT}),
-    (("FCALL_RO", "AI_SCRIPTSCAN", 0, "0"), set(ALL)),
-    (("FCALL", "AI_SCRIPTDEL", 1, "fraud3"), {MANAGER, ROOT}),
-    (("FCALL", "AI_SCRIPTDEL", 1, "other3"), {ROOT}),
     (("FCALL", "AI_CANCEL", 0, "ks:{0}:t:a:1", "CPU/1-1"), {ALICE, "bob", EXEC, ROOT}),
     (modelstore("fraud2", b"junk"), {MANAGER, ROOT}),
     (modelstore("other2", b"junk"), {ROOT}),

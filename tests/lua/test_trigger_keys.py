@@ -158,8 +158,9 @@ def test_names_are_models_or_triggers(hand: Hand) -> None:
     ):  # fmt: skip
         for key in ("m", "x"):
             assert type(hand.refused(name, [key], *args)) is WrongType
-    for name, args in (("AI_MODELSTORE", ("ONNX", "CPU", "BLOB", "b")), ("AI_MODELDEL", ()), ("AI_INFO", ())):
-        assert type(hand.refused(name, ["t"], *args)) is WrongType
+    of_models = {"AI_MODELSTORE": ("ONNX", "CPU", "BLOB", "b"), "AI_MODELDEL": (), "AI_INFO": ()}
+    for name, words in of_models.items():
+        assert type(hand.refused(name, ["t"], *words)) is WrongType
     assert hand.refused("AI_PREDICT", [], "t", "INPUTS", 1, "VALUE", ROW).code == "NOMODEL"
 
 
