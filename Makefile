@@ -12,8 +12,9 @@ help:  ## list the targets
 demo: $(VENV)/.stamp-local  ## handwritten digits through an embedded server and an executor
 	$(PY) examples/demo.py
 
-test: lint type redis  ## lint, types, then every test
-	$(PY) -m pytest
+# Workers that steal tests from each other: the tests that share a server stay together, and nobody is left with the rest.
+test: lint type redis  ## lint, types, then every test, on all cores (WORKERS=0: one after the other)
+	$(PY) -m pytest -n $(or $(WORKERS),auto) --dist worksteal
 
 lint: $(VENV)/.stamp-dev  ## ruff, formatting, generated code
 	$(PY) -m ruff check .

@@ -10,6 +10,7 @@ beside results.json as results.md. Sizes:
 - concurrency: 0.8 s for each of 1 to 64 clients
 - batching: 3 s saturated and 6 s at a given load, with batching and without
 - tensors: 400 of 600 KB and 40 of 16 MiB; image: 60 images; many: 10,000 rows
+- features: 2,000 requests of each way to get at a reference
 - redis_cpu: 4,000 requests of one client and 3 s of 32
 - store: a model of 500 MB; models: 200 of 5 MB, room for 50; flat: 1, 100 and 10,000 models, 1,000,000 keys
 - graph: 3,000 requests of each
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, tuple[int, float]] = {
     "tensors": (3, 0.2),
     "image": (3, 0.15),
     "many": (3, 0.2),
+    "features": (3, 0.2),
     "redis_cpu": (3, 0.15),
     "store": (2, 0.2),
     "models": (3, 0.1),

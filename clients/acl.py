@@ -52,8 +52,8 @@ _LIST = frozenset({"RPUSH", "LPOP", "LPUSH", "LLEN", "LTRIM", "LRANGE"})
 # Of what functions call, the rest changes something.
 _READS = frozenset({
     "EXISTS", "PTTL", "GET", "GETRANGE", "STRLEN", "GETBIT", "HGET", "HMGET", "HGETALL", "HEXISTS", "HLEN", "HSCAN",
-    "HKEYS", "HVALS", "ZRANGE", "ZSCORE", "ZCARD", "ZCOUNT", "ZRANGEBYSCORE", "ZREVRANGE", "XLEN", "XRANGE", "XREVRANGE",
-    "SISMEMBER", "SMEMBERS", "SCARD", "LLEN", "LRANGE",
+    "HKEYS", "HVALS", "ZRANGE", "ZSCORE", "ZCARD", "ZCOUNT", "ZRANGEBYSCORE", "ZREVRANGE", "XLEN", "XRANGE",
+    "XREVRANGE", "SISMEMBER", "SMEMBERS", "SCARD", "LLEN", "LRANGE",
 })  # fmt: skip
 
 
@@ -208,7 +208,8 @@ def _own(sign: str, *kinds: str) -> list[str]:
 
 def _reader(keys: list[str], read: list[str], models: list[str]) -> list[Grant]:
     role = _Role((
-        "AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION", *_SEE_TRIGGERS,
+        "AI_TENSORGET", "AI_MODELGET", "AI_MODELSCAN", "AI_SCRIPTGET", "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE",
+        "AI_LIMITGET", "KS_VERSION", *_SEE_TRIGGERS,
     ))  # fmt: skip
     tensors = list(dict.fromkeys((*keys, *read)))
     role.add(_keys("%R~", tensors), "string", "any", plain=_READ_TENSOR)
@@ -239,8 +240,9 @@ def _see_models(role: _Role, models: list[str], *queues: str) -> None:
 
 def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: bool) -> list[Grant]:
     role = _Role((
-        "AI_PREDICT", "AI_MODELEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET", "AI_MODELSCAN", "AI_INFO",
-        "AI_NODE", "AI_LIMITGET", "KS_VERSION", "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO", "AI_TENSORCHANGED", *_SEE_TRIGGERS,
+        "AI_PREDICT", "AI_MODELEXECUTE", "AI_SCRIPTEXECUTE", "AI_CANCEL", "AI_TENSORSET", "AI_TENSORGET",
+        "AI_MODELSCAN", "AI_SCRIPTSCAN", "AI_INFO", "AI_NODE", "AI_LIMITGET", "KS_VERSION",
+        "AI_DAGEXECUTE", "AI_DAGEXECUTE_RO", "AI_TENSORCHANGED", *_SEE_TRIGGERS,
     ))  # fmt: skip
     own, reads, temporary = _keys("~", keys), _keys("%R~", read), _own("~", "tmp:*")
     role.add((*own,), "string", "any", plain=(*_READ_TENSOR, *_WRITE_TENSOR))
@@ -303,8 +305,8 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
             "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
             "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
-            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xgroup|create",
-            "xgroup|createconsumer", "xgroup|delconsumer",
+            "xautoclaim", "xpending", "smembers", "sscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream",
+            "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),
         ),
@@ -367,7 +369,7 @@ def rules(
         chunks = dict.fromkeys(_beside(pattern, kind) for kind in ("up", "blob") for pattern in names)
         found.append(Grant(("get", "strlen", "exists"), tuple(_keys("%R~", chunks))))
         if role == "predictor":
-            found.append(Grant(("fcall_ro|ai_modelget",), tuple(_keys("%R~", names))))
+            found.append(Grant(("fcall_ro|ai_modelget", "fcall_ro|ai_scriptget"), tuple(_keys("%R~", names))))
     found.append(Grant(("get",), (f"%R~{marker(user)}",)))
     return found
 

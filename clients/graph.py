@@ -131,7 +131,7 @@ class Graph:
         self._blocks[-1].append({"const": programs.const_document(array), "output": made.name})
         return made
 
-    def when(self, condition: Condition, then: Callable[[], T] | T, otherwise: Callable[[], T] | T | None = None) -> T:
+    def when(self, condition: Condition, then: object, otherwise: object = None) -> Any:
         """Run some steps if a condition holds, and others if it does not.
 
         Args:
@@ -156,7 +156,7 @@ class Graph:
         for given, block in ((first, steps), (second, others)):
             block += [{"let": found[key].name, "from": value.name} for key, value in given.items()]
         self._blocks[-1].append({"if": condition.document(), "then": steps, "else": others})
-        return _formed(found)  # type: ignore[no-any-return]
+        return _formed(found)
 
     def each(
         self, rows: Value, do: Callable[[Value], T], *, limit: int = programs.DEFAULT_ROWS, keep: bool = False

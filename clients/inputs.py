@@ -56,7 +56,8 @@ class Key:
 KEYED: frozenset[type] = frozenset({Key, Hash, ListRange, Numbers, Rows, SortedSet})
 """What names keys: a call with one of these goes where they are."""
 
-Maker = Callable[[list[InputSpec]], Callable[[Submit], Command[bytes]]]
+Maker = Callable[[list[InputSpec | Feature]], Callable[[Submit], Command[bytes]]]
+"""Makes the call of what is sent as its inputs."""
 
 
 def input_spec(key: Key) -> InputSpec:

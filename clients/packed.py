@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from keyside.clients.inputs import KEYED, Key, bind, request
 from keyside.clients.request import MARGIN_S, Identity, Request
 from keyside.tensorstore import keys, npy
-from keyside.tensorstore.command import Command, Name, to_bytes
+from keyside.tensorstore.command import Command, Name, encode_words, to_bytes
 from keyside.tensorstore.commands import INLINE
 from keyside.tensorstore.errors import KeysideError
 
@@ -128,7 +128,7 @@ class Packer:
                 words += (_MODES[item.mode], word)
             elif kind in KEYED:
                 used += [b"$%d\r\n%b\r\n" % (len(name), name) for name in item.names]
-                words += [b"$%d\r\n%b\r\n" % (len(word), word) for word in item.words]
+                words.append(item.wire)
                 more += len(item.words) - 2
             else:
                 return None
@@ -219,4 +219,4 @@ def _escaped(*words: bytes) -> bytes:
 
 
 def _words(*words: bytes) -> bytes:
-    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+    return encode_words(words)

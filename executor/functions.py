@@ -118,7 +118,7 @@ def metric(name: str, value: Any) -> None:
     Raises:
         ValueError: it is no number. Likewise TypeError.
     """
-    number = float(value)
+    number = float(value.item() if hasattr(value, "item") else value)
     from keyside.executor import script_metrics
 
     script_metrics.observe(name, number)

@@ -1,6 +1,7 @@
 """A small HTTP server on a thread of its own: metrics, and whether the executor lives and is ready."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,6 +80,8 @@ class _Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without the lookup of the host's name that HTTPServer does, which may hang."""
+        # The next life of this process, which may come at once, finds connections of this one that are just closed.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])

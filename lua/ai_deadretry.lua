@@ -33,6 +33,23 @@ local function deadretry_entry(fields, header)
   return entry, modes
 end
 
+-- What a graph runs this caller must be allowed to use as well.
+local function deadretry_members(fields)
+  if not fields.x then
+    return
+  end
+  local ok, extra = pcall(cmsgpack.unpack, fields.x)
+  if not ok or type(extra) ~= 'table' or (extra.m ~= nil and type(extra.m) ~= 'table') then
+    raise('BADARG', 'the job of this dead letter brings along something that no function has written')
+  end
+  for _, member in ipairs(extra.m or {}) do
+    local key = type(member) == 'table' and member[3]
+    if type(key) ~= 'string' or not redis.acl_check_cmd('HGET', key, 'type') then
+      raise('NOPERM', "this user may not use model '" .. args.printable(tostring(key)) .. "', which the job runs")
+    end
+  end
+end
+
 local function AI_DEADRETRY(KEYS, ARGV)
   local request = { target = ARGV[1], timeout = 30000 }
   if KEYS[1] or not request.target then
@@ -51,7 +68,11 @@ local function AI_DEADRETRY(KEYS, ARGV)
   if not header or header[jobs.OP] ~= 'run' or not header[jobs.INPUTS][1] then
     raise('BADARG', "dead letter '" .. ARGV[1] .. "' is no job that runs a model: to load a model again, store it again")
   end
+  if header[jobs.MODEL] == '0-1' then
+    raise('BADARG', "dead letter '" .. ARGV[1] .. "' is a DAG, which belongs to no model: send the call again")
+  end
   local record = deadretry_record(own, header)
+  deadretry_members(fields)
   local bytes = dead.check_inputs(fields, header)
   request.names = header[jobs.NAMES][1] and header[jobs.NAMES] or nil
   request.outputs = header[jobs.OUTPUTS][1] and header[jobs.OUTPUTS] or nil

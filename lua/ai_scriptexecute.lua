@@ -24,9 +24,11 @@ local function scriptexecute_count(argv, i, word)
   if not argv[i] then
     raise('BADARG', 'Missing arguments after ' .. word .. ' keyword: a number, then as many arguments')
   end
-  local count = args.int(argv[i], 1, 1000)
+  -- A function may need nothing: INPUTS 0 says so.
+  local least = word == 'INPUTS' and 0 or 1
+  local count = args.int(argv[i], least, 1000)
   if not count then
-    raise('BADARG', SCRIPTEXECUTE_COUNTS[word] .. ': 1 to 1000')
+    raise('BADARG', SCRIPTEXECUTE_COUNTS[word] .. ': ' .. least .. ' to 1000')
   end
   return count
 end

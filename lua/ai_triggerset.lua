@@ -217,7 +217,10 @@ end
 
 -- Executors may do more than who sets the trigger: it must be allowed what it may make them do, for any value of a variable.
 local function triggerset_rights(spec, list)
-  local request = triggerset_request(list, triggerset_all(PROBE))
+  local ok, request = pcall(triggerset_request, list, triggerset_all(PROBE))
+  if not ok then
+    request = triggerset_request(list, triggerset_all('1')) -- a variable stands for a number
+  end
   local name = string.match(request.target, '^[^@]*')
   triggerset_may(redis.acl_check_cmd('HGET', name, 'type'), "use model '" .. args.printable(name) .. "'")
   firing.each_key(request, function(key, mode, word)

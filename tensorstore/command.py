@@ -98,6 +98,11 @@ def _encode_values(args: Sequence[Any]) -> list[Piece]:
     return [*pieces, small]
 
 
+def encode_words(words: Iterable[bytes]) -> bytes:
+    """Encode small words of a command, without the number of them that stands before all."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
 def to_bytes(name: Name) -> bytes:
     """Return the bytes of a key or a name; names that are no UTF-8 come back as `text` gave them."""
     return name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")

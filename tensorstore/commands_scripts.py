@@ -100,10 +100,10 @@ def ai_scriptexecute(
         words += (b"INPUTS", len(inputs))
         for mode, data in inputs:
             words += (data,) if mode == b"KEY" else (mode, data)
-    if keys or not inputs:
-        # One of the two scopes must be there; a function of nothing gets one name, which it need not read.
-        names = [to_bytes(key) for key in keys] or [b""]
-        words += (b"KEYS", len(names), *names)
+    elif not keys:
+        words += (b"INPUTS", 0)  # one of the two must be there
+    if keys:
+        words += (b"KEYS", len(keys), *map(to_bytes, keys))
     if args:
         words += (b"ARGS", len(args), *args)
     outs = [to_bytes(key) for key in outputs]

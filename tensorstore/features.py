@@ -8,13 +8,14 @@ are gathered, and at most 32 KiB for an input; `docs/features.md` says what to d
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keyside.tensorstore import dtypes
-from keyside.tensorstore.command import Name, to_bytes
+from keyside.tensorstore.command import Name, encode_words, to_bytes
 from keyside.tensorstore.errors import BadArg
 
 __all__ = ["Feature", "Hash", "ListRange", "Numbers", "Rows", "SortedSet", "Value"]
@@ -31,15 +32,28 @@ class Feature:
 
     Attributes:
         words: the spec, as it stands among the arguments of AI_PREDICT.
+        wire: the same, encoded.
         names: the keys that it reads.
     """
 
     words: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
+    wire: bytes = field(init=False, repr=False, compare=False)
     names: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
 
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
+    def _set(self, names: tuple[bytes, ...], *parts: tuple[bytes, ...], more: "_Words | None" = None) -> None:
+        words = sum(parts, ())
+        wire = encode_words(words)
+        if more is not None:
+            words, wire = words + more.words, wire + more.wire
+        for name, value in (("words", words), ("wire", wire), ("names", names)):
             object.__setattr__(self, name, value)
+
+
+class _Words(NamedTuple):
+    """Words that come again and again, and what they are encoded."""
+
+    words: tuple[bytes, ...]
+    wire: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +78,11 @@ class Hash(Feature):
 
     def __post_init__(self) -> None:
         names = _names(self.keys, "a hash")
-        fields = _names(self.fields, "a field")
-        words = (b"HASH", _dtype(self.dtype), *_counted(names), *_counted(fields), *_default(self.default, len(fields)))
-        self._set(words=words, names=names)
+        row = _row(tuple(self.fields) if isinstance(self.fields, list) else self.fields)
+        if self.default is not None:
+            words = _default(self.default, len(row.words) - 1)
+            row = _Words(row.words + words, row.wire + encode_words(words))
+        self._set(names, (b"HASH", _dtype(self.dtype)), _counted(names), more=row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +105,8 @@ class Numbers(Feature):
 
     def __post_init__(self) -> None:
         names = _names(self.keys, "a key")
-        words = (b"NUMBERS", _dtype(self.dtype), *_counted(names), *_default(self.default, len(names)))
-        self._set(words=words, names=names)
+        words = (b"NUMBERS", _dtype(self.dtype))
+        self._set(names, words, _counted(names), _default(self.default, len(names)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +131,7 @@ class ListRange(Feature):
 
     def __post_init__(self) -> None:
         (name,) = _names(self.key, "a list", one=True)
-        self._set(words=(b"LIST", _dtype(self.dtype), name, _place(self.start), _place(self.stop)), names=(name,))
+        self._set((name,), (b"LIST", _dtype(self.dtype), name, _place(self.start), _place(self.stop)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +163,7 @@ class SortedSet(Feature):
         if self.take not in ("scores", "members"):
             raise BadArg(f"of a sorted set scores or members are taken, not {self.take!r}")
         words = (b"ZSET", _dtype(self.dtype), name, _place(self.start), _place(self.stop), self.take.upper().encode())
-        self._set(words=(*words, b"REV") if self.reverse else words, names=(name,))
+        self._set((name,), words, (b"REV",) if self.reverse else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +191,32 @@ class Rows(Feature):
         if not isinstance(found, Sequence) or not found:
             raise BadArg(f"indices of rows are one number or more, not {self.indices!r}")
         places = tuple(map(_place, found))
-        self._set(indices=tuple(found), words=(b"ROWS", name, *_counted(places)), names=(name,))
+        object.__setattr__(self, "indices", tuple(found))
+        self._set((name,), (b"ROWS", name), _counted(places))
 
 
 def _names(given: Any, what: str, *, one: bool = False) -> tuple[bytes, ...]:
-    found = (given,) if one or isinstance(given, str | bytes) else given
-    if not isinstance(found, Sequence) or not found or not all(isinstance(name, str | bytes) for name in found):
-        raise BadArg(
-            f"the name of {what} is text or bytes{'' if one else ', or there is a list of them'}, not {given!r}"
-        )
-    return tuple(map(to_bytes, found))
+    if isinstance(given, str | bytes):
+        return (to_bytes(given),)
+    if one:
+        raise BadArg(f"the name of {what} is text or bytes, not {given!r}")
+    if not isinstance(given, Sequence) or not given or not all(isinstance(name, str | bytes) for name in given):
+        raise BadArg(f"the name of {what} is text or bytes, or there is a list of them, not {given!r}")
+    return tuple(map(to_bytes, given))
+
+
+def _row(fields: Any) -> _Words:
+    """Encode fields, which are the same in each call of a kind."""
+    try:
+        return _known_row(fields)
+    except TypeError:  # it cannot be hashed
+        return _known_row(_names(fields, "a field"))
+
+
+@lru_cache(256)
+def _known_row(fields: Name | Sequence[Name]) -> _Words:
+    words = _counted(_names(fields, "a field"))
+    return _Words(words, encode_words(words))
 
 
 def _counted(words: tuple[bytes, ...]) -> tuple[bytes, ...]:

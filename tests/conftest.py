@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 from tests.executors import Executor
 from tests.servers import Kind, Server, wait_until
 
+from keyside.executor import cores
+
 # A test must never touch a server of the user's.
 for _name in ("KEYSIDE_URL", "REDIS_URL"):
     os.environ.pop(_name, None)
@@ -21,6 +23,13 @@ settings.register_profile("fuzz", _default, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 _started: dict[str, Server] = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: three workers for two cores, as tests often wait; with one core, only this process."""
+    found = cores.allowed()
+    return min(int(found * 1.5), 8) if found >= 2 else 0
 
 
 def _session_server(kind: Kind) -> Iterator[Server]:

@@ -38,7 +38,8 @@ class Executor:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "keyside.executor"], env=env, stdout=log, stderr=log)
         try:
-            wait_until(self.registered, "the executor registers", 30)
+            # It takes a second of imports, which frequent looks would only hold up.
+            wait_until(self.registered, "the executor registers", 30, every=0.03)
         except BaseException:
             self.process.kill()
             self.process.wait(10)

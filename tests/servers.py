@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,21 +26,40 @@ ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, seconds: float = START_SECONDS, *, every: float = 0.005
+) -> None:
     """Wait until a condition holds; fail, saying what was waited for, when it does not in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.005)
+        time.sleep(every)
+
+
+def _ports() -> Iterator[int]:
+    """Ports to try: those of this worker of a test run, in turn, so that none is given out twice in a short while.
+
+    They lie below those that systems give to outgoing connections, which would take one at any moment.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = range(10_000 + worker, 32_000, workers)
+    # Where to begin is not for `random`, which each test seeds alike: there may be several test runs.
+    begin = int.from_bytes(os.urandom(4)) % len(share)
+    return itertools.cycle(itertools.chain(share[begin:], share[:begin]))
+
+
+_ports_to_try = _ports()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody listens on at this moment, and that no other worker of this test run is given."""
+    for port in _ports_to_try:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("it goes round for ever")
 
 
 def find_binary(kind: Kind, scratch: Path) -> Path:

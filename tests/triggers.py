@@ -45,8 +45,8 @@ class Channel:
 
     def __init__(self, server: Server, trigger: str, channel: str = "") -> None:
         self.name = channel or f"ks:results:{trigger}"
-        self._client = server.client()
-        self._sub = self._client.pubsub()
+        self._client: Any = server.client()
+        self._sub = self._client.pubsub()  # type: ignore[no-untyped-call]
         self.heard: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:

@@ -18,6 +18,7 @@ from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.commands import InputSpec, Submit, terms
 from keyside.tensorstore.commands_scripts import ListedScript
 from keyside.tensorstore.errors import BadArg
+from keyside.tensorstore.features import Feature
 
 __all__ = ["AsyncScripts"]
 
@@ -155,10 +156,13 @@ class AsyncScripts(AsyncModels, AsyncInference):
         if not isinstance(inputs, list | tuple) or len(inputs):
             bound = binding.bind(inputs) if outputs is None else binding.bind_keys(inputs)
             bound.convert(None)
+        if any(isinstance(item, Feature) for item in bound.items):
+            raise BadArg("inputs of a script are arrays and tensor keys; features are gathered for models and graphs")
 
-        def make(specs: list[InputSpec]) -> Callable[[Submit], Command[bytes]]:
+        def make(specs: list[InputSpec | Feature]) -> Callable[[Submit], Command[bytes]]:
+            given = [spec for spec in specs if isinstance(spec, InputSpec)]
             return lambda submit: commands_scripts.ai_scriptexecute(
-                target, function, specs, submit, keys=keys, args=args, outputs=names
+                target, function, given, submit, keys=keys, args=args, outputs=names
             )
 
         transport = self._transport

@@ -59,11 +59,10 @@ def put(state: State, name: str, file: str | None, points: tuple[str, ...], func
 def _entry_points(file: str | None) -> tuple[str, ...]:
     if file is None:
         raise click.UsageError("--functions needs their names: -e NAME")
-    found = []
+    found: list[str] = []
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # the executor says what is wrong
-        for node in ast.parse(Path(file).read_bytes()).body:
-            if isinstance(node, ast.FunctionDef) and [one.arg for one in node.args.args] == ["tensors", "keys", "args"]:
-                found.append(node.name)
+        defined = [node for node in ast.parse(Path(file).read_bytes()).body if isinstance(node, ast.FunctionDef)]
+        found = [node.name for node in defined if [one.arg for one in node.args.args] == ["tensors", "keys", "args"]]
     if not found:
         raise click.UsageError(f"{file} has no function that takes (tensors, keys, args): name some with -e")
     return tuple(found)

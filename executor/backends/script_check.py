@@ -160,18 +160,28 @@ def _counts(loop: ast.expr) -> bool:
 
 
 class _Operators(types.ModuleType):
-    """Looks to the compiler like a module of torch, and has only what computes."""
+    """Looks to the compiler like a module of torch, and has only what computes.
+
+    It has nothing of a module's own: what is in `__dict__` of one the compiler would find.
+    """
 
     def __init__(self, module: Any, parts: dict[str, Any]) -> None:
         super().__init__(module.__name__)
-        self.__dict__.update(parts)
-        self.__dict__["_of"] = module
+        _held[id(self)] = (module, parts)
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.__dict__["_of"], name, None)
-        if name.startswith("_") or not _computes(found, self.__name__):
-            raise AttributeError(f"there is no {self.__name__}.{name} in a script")
+    def __getattribute__(self, name: str) -> Any:
+        module, parts = _held[id(self)]
+        if name == "__name__":  # for errors of the compiler
+            return module.__name__
+        if name in parts:
+            return parts[name]
+        found = None if name.startswith("_") else getattr(module, name, None)
+        if found is None or not _computes(found, module.__name__):
+            raise AttributeError(f"there is no {module.__name__}.{name} in a script")
         return found
+
+
+_held: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id of the few that there are, which `names` keeps
 
 
 def _computes(found: Any, module: str) -> bool:

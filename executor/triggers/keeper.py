@@ -153,6 +153,8 @@ class Keeper(threading.Thread):
             if reader.fileno() >= 0:
                 reader.take()
             reader.turn(self._own, now, server_ms)
+            if reader.unsure:
+                self._next_look = min(self._next_look, now + SOON_S)
         self._wait()
 
     def _wait(self) -> None:
@@ -187,14 +189,12 @@ class Keeper(threading.Thread):
                 self._once(f"the record of trigger {_text(name)!r} is unreadable: set it again")
             elif not trigger.paused:
                 found[trigger.name] = trigger
-        changed = found != self._triggers
         self._triggers = found
         fresh = self._leases.hold(self._own, [name for name, one in found.items() if one.kind != "stream"])
         mark = self._listen(now, fresh)
         self._marks.update(dict.fromkeys(fresh, mark))
         self._follow_schedules()
-        if changed or len(self._streams) != sum(one.kind == "stream" for one in found.values()):
-            self._follow_streams()
+        self._follow_streams()
 
     def _listen(self, now: float, fresh: set[bytes]) -> int:
         by_topic: dict[Topic, list[Trigger]] = {}
@@ -229,6 +229,7 @@ class Keeper(threading.Thread):
             if name not in self._streams:
                 wire = self._worker.new_wire("trigger-stream")
                 self._streams[name] = StreamReader(trigger, self._node, self._worker.consumer, wire)
+            self._streams[name].confirm()
 
     def _once(self, text: str) -> None:
         if text not in self._said:

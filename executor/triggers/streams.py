@@ -48,6 +48,9 @@ class StreamReader:
         node: names of the node's own keys.
         consumer: this executor.
         wire: for reads that wait, of its own.
+
+    Attributes:
+        unsure: the group has gone, and maybe the trigger as well: somebody is to look, and to `confirm` it.
     """
 
     def __init__(self, trigger: Trigger, node: keys.NodeKeys, consumer: bytes, wire: Wire) -> None:
@@ -63,8 +66,16 @@ class StreamReader:
         self._next_recovery = 0.0
         self._next_tidying = 0.0
         self._next_own = 0.0
+        self.unsure = False
+        self._sure = True
         self._said = ""
         self._log = structlog.get_logger()
+
+    def confirm(self) -> None:
+        """Be told that the trigger is as it was a moment ago."""
+        if self.unsure:
+            self.unsure, self._sure = False, True
+            self._next_recovery = 0.0
 
     def fileno(self) -> int:
         """Return the descriptor of the connection that waits; -1 while none does."""
@@ -198,6 +209,7 @@ class StreamReader:
             self._make_group(own, consumers)
             return
         self._said = ""
+        self._sure = False
         found = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in consumers]
         others = [one for one in found if one[b"name"] != self._consumer and _OURS.fullmatch(one[b"name"])]
         alive = own.call_many([(b"EXISTS", self._node.executor(one[b"name"])) for one in others])
@@ -251,11 +263,15 @@ class StreamReader:
             raise TryAgain(text)
         if text.startswith(("LOADING", "MASTERDOWN", "READONLY")):
             raise Unreachable(text)
+        if not self._sure:
+            self.unsure = True  # a group that is made for a trigger of the past begins where that began
+            return
         trigger = self.trigger
         (made,) = own.call_many(((b"XGROUP", b"CREATE", trigger.source, trigger.group, self._first(own), b"MKSTREAM"),))
         if isinstance(made, hiredis.ReplyError) and not str(made).startswith("BUSYGROUP"):
             self._say(str(made))
             return
+        self._sure = False
         self._next_recovery = 0.0
 
     def _first(self, own: Wire) -> bytes:

@@ -164,7 +164,7 @@ end
 -- Put a reply where the caller waits for it. A ticket that the caller spoilt with another type is the caller's loss.
 -- Returns false where the ticket is on another node.
 function jobs.reply(own, device, id, deadline, ticket, corr, text)
-  if jobs.is_event(corr) and events.ended(node.word(own, device) .. '/' .. id, deadline, ticket, corr, text) then
+  if corr ~= '' and jobs.is_event(corr) and events.ended(node.word(own, device) .. '/' .. id, deadline, ticket, corr, text) then
     return true
   end
   if ticket == '' then

@@ -141,11 +141,11 @@ local function read_int(dtype, text)
 end
 
 -- Elements that are packed together: one call and one string for many.
-local PACKED = 64
-local PACKED_FORMATS = {}
+numbers.PACKED = 64
+numbers.FORMATS = {}
 
 -- The bytes of floats that are all plain numbers in range, as nearly always; else nil, and one by one they show what is wrong.
-local function pack_plain(dtype, texts, first, count)
+function numbers.pack_plain(dtype, texts, first, count)
   local find, number, overflow = string.find, tonumber, OVERFLOW[dtype.name]
   local values = {}
   for i = 1, count do
@@ -157,13 +157,13 @@ local function pack_plain(dtype, texts, first, count)
     values[i] = x
   end
   local parts = {}
-  for from = 1, count, PACKED do
-    local size = math.min(PACKED, count - from + 1)
+  for from = 1, count, numbers.PACKED do
+    local size = math.min(numbers.PACKED, count - from + 1)
     local key = dtype.pack .. size
-    local format = PACKED_FORMATS[key]
+    local format = numbers.FORMATS[key]
     if not format then
       format = '<' .. string.rep(string.sub(dtype.pack, 2), size)
-      PACKED_FORMATS[key] = format
+      numbers.FORMATS[key] = format
     end
     parts[#parts + 1] = struct.pack(format, unpack(values, from, from + size - 1))
   end
@@ -176,7 +176,7 @@ function numbers.encode(dtype, texts, first, count, named)
   local read = dtype.kind == 'float' and read_float or read_int
   local parts = {}
   if read == read_float and dtype.pack then
-    local data = pack_plain(dtype, texts, first, count)
+    local data = numbers.pack_plain(dtype, texts, first, count)
     if data then
       return data
     end

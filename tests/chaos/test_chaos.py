@@ -3,7 +3,7 @@
 from typing import get_args
 
 import pytest
-from tests.chaos import acceptance
+from tests.chaos import acceptance, triggers
 from tests.chaos.__main__ import run
 from tests.chaos.faults import CLUSTERED, STANDALONE, schedule
 from tests.chaos.report import growth, show
@@ -30,6 +30,16 @@ def test_nothing_is_lost_on_a_cluster() -> None:
     found, problems = acceptance.run("valkey", requests=2_000, slots=60)
     print(show(found, problems))
     assert not problems
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", triggers.KINDS)
+def test_events_while_an_executor_dies(kind: str) -> None:
+    """`python -m tests.chaos.triggers` asks for 10,000 of each kind."""
+    found = triggers.run(kind, "redis", count=2000, rate=1000)
+    assert not triggers.problems(found), found
+    assert found["results"] >= 1000
 
 
 def test_a_seed_tells_what_goes_wrong() -> None:

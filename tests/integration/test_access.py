@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,16 +29,23 @@ def place(server_kind: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def runner(place: World, lasting: set[int]) -> Iterator[Executor]:
-    with place.executor() as executor:
+    with place.executor(functions="tests.functions") as executor:
         lasting.add(executor.pid)
         yield executor
         lasting.discard(executor.pid)
+
+
+def is_ready(db: Any, name: str) -> bool:
+    return bool(db.hget(name, "1:state") == b"ready")
 
 
 @pytest.fixture
 def here(place: World, runner: Executor) -> World:
     if not place.admin.exists("fraud"):
         place.fill()
+        for name in ("fraud:s", "other:s"):
+            place.admin.fcall("AI_SCRIPTSTORE", 1, name, "CPU", "ENTRY_POINTS", 1, "tokens", "FUNCTIONS")
+            wait_until(partial(is_ready, place.admin, name), f"{name} is ready")
     return place
 
 
@@ -63,6 +71,13 @@ def trigger(name: str) -> tuple[Any, ...]:
     """The command that sets a trigger."""
     on = ("ON", "SET", "alice:frame:{n}", "RUN", "fraud", "INPUTS", 1, "KEY", "{key}", "OUTPUTS", 1, "alice:boxes:{n}")
     return ("FCALL", "AI_TRIGGERSET", 1, name, *on)
+
+
+def dag(function: str, key: str, target: str, *outputs: str) -> tuple[Any, ...]:
+    """A DAG of one model on one key."""
+    persist = ("PERSIST", len(outputs), *outputs) if outputs else ()
+    run = ("MODELEXECUTE", target, "INPUTS", 1, key, "OUTPUTS", 1, *(outputs or ("y",)))
+    return ("FCALL", function, 1 + len(outputs), key, *outputs, "LOAD", 1, key, *persist, "|>", *run)
 
 
 # What to do, and who may. Each function stands in at least one line.
@@ -101,6 +116,12 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (execute("fraud", ["alice:x"], ["alice:y"], "USER", "bob"), {ROOT}),
     (execute("fraud", ["bob:x"], ["alice:y"]), {ROOT}),
     (execute("other", ["bob:x"], ["bob:y"]), {"bob", ROOT}),
+    (dag("AI_DAGEXECUTE", "alice:x", "fraud", "alice:y"), {ALICE, ROOT}),
+    (dag("AI_DAGEXECUTE", "alice:x", "fraud", "shared:y"), {ROOT}),
+    (dag("AI_DAGEXECUTE", "alice:x", "other", "alice:y"), {ROOT}),
+    (dag("AI_DAGEXECUTE", "bob:x", "other", "bob:y"), {"bob", ROOT}),
+    (dag("AI_DAGEXECUTE_RO", "alice:x", "fraud"), {ALICE, ROOT}),
+    (dag("AI_DAGEXECUTE_RO", "bob:x", "fraud"), {ROOT}),
     (("FCALL", "AI_CANCEL", 0, "ks:{0}:t:a:1", "CPU/1-1"), {ALICE, "bob", EXEC, ROOT}),
     (modelstore("fraud2", b"junk"), {MANAGER, ROOT}),
     (modelstore("other2", b"junk"), {ROOT}),
@@ -109,6 +130,20 @@ FUNCTIONS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("FCALL_RO", "AI_MODELGET", 1, "fraud", "META"), {READER, MANAGER, EXEC, ROOT}),
     (("FCALL_RO", "AI_MODELGET", 1, "other", "META"), {EXEC, ROOT}),
     (("FCALL_RO", "AI_MODELGET", 1, "fraud", "BLOB"), {EXEC, ROOT}),
+    (("FCALL", "AI_SCRIPTSTORE", 1, "fraud3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {MANAGER, ROOT}),
+    (("FCALL", "AI_SCRIPTSTORE", 1, "other3", "CPU", "ENTRY_POINTS", 1, "f", "FUNCTIONS"), {ROOT}),
+    (("FCALL_RO", "AI_SCRIPTGET", 1, "fraud:s", "META"), {READER, MANAGER, EXEC, ROOT}),
+    (("FCALL_RO", "AI_SCRIPTGET", 1, "other:s", "META"), {EXEC, ROOT}),
+    (("FCALL_RO", "AI_SCRIPTSCAN", 0, "0"), set(ALL)),
+    (("FCALL", "AI_SCRIPTEXECUTE", 1, "alice:x", "fraud:s", "tokens", "INPUTS", 1, "alice:x"), {ALICE, ROOT}),
+    (("FCALL", "AI_SCRIPTEXECUTE", 0, "other:s", "tokens", "INPUTS", 0), {"bob", ROOT}),
+    (("FCALL", "AI_SCRIPTEXECUTE", 1, "bob:x", "fraud:s", "tokens", "INPUTS", 1, "bob:x"), {ROOT}),
+    (("FCALL", "AI_SCRIPTEXECUTE", 1, "bob:y", "fraud:s", "tokens", "INPUTS", 0, "OUTPUTS", 1, "bob:y"), {ROOT}),
+    (("FCALL", "AI_SCRIPTDEL", 1, "fraud3"), {MANAGER, ROOT}),
+    (("FCALL", "AI_SCRIPTDEL", 1, "other3"), {ROOT}),
+    (("FCALL", "AI_DAGEXECUTE", 1, "alice:x", "LOAD", 1, "alice:x", "|>", "TENSORGET", "alice:x"), {ALICE, ROOT}),
+    (("FCALL", "AI_DAGEXECUTE_RO", 1, "alice:x", "LOAD", 1, "alice:x", "|>", "TENSORGET", "alice:x"), {ALICE, ROOT}),
+    (("FCALL", "AI_DAGEXECUTE", 1, "bob:x", "LOAD", 1, "bob:x", "|>", "TENSORGET", "bob:x"), {"bob", ROOT}),
     (("FCALL_RO", "AI_MODELSCAN", 0), set(ALL)),
     (("FCALL_RO", "AI_MODELSCAN", 0, "0"), set(ALL)),
     (("FCALL", "AI_INFO", 1, "fraud"), {ALICE, READER, MANAGER, ROOT}),

@@ -94,7 +94,7 @@ async def test_a_predictor(place: World, runner: Executor, connect: Connect) -> 
 
 async def test_dags_of_a_predictor(place: World, runner: Executor, connect: Connect) -> None:
     client = connect(place.url("alice"), timeout=10)
-    inner = getattr(client, "inner", client)
+    inner: Any = getattr(client, "inner", client)
 
     async def run(dag: Any) -> Any:
         found = dag.execute()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import redis as redis_py
 from tests import models
 from tests.clients import Connect, connector
 from tests.clusters import until
@@ -45,7 +44,7 @@ async def set_often(client: Any, key: str, array: Any) -> None:
         await client.set(key, array)
 
 
-async def test_a_tensor_that_is_set(client: Any, db: redis_py.Redis) -> None:
+async def test_a_tensor_that_is_set(client: Any, db: Any) -> None:
     await client.set_trigger("boxes", OnSet("frame:{cam}"), "affine", ["frame:{cam}"], outputs=["boxes:{cam}"], ttl=50)
     async with client.subscribe("boxes") as events:
         await client.set("frame:7", X)
@@ -69,7 +68,7 @@ async def test_a_tensor_that_is_set(client: Any, db: redis_py.Redis) -> None:
     assert (await client.trigger_stats("boxes")).fired == 0
 
 
-async def test_a_tensor_on_a_channel(client: Any, db: redis_py.Redis) -> None:
+async def test_a_tensor_on_a_channel(client: Any, db: Any) -> None:
     await client.set_trigger("t", OnPublish("in"), "affine", Payload())
     await heard(db, "in")
     async with client.subscribe("t") as events:
@@ -95,7 +94,7 @@ async def test_a_tensor_on_a_channel(client: Any, db: redis_py.Redis) -> None:
         assert isinstance(event.error, errors.KeysideError)
 
 
-async def test_names_of_keys_on_a_channel(client: Any, db: redis_py.Redis) -> None:
+async def test_names_of_keys_on_a_channel(client: Any, db: Any) -> None:
     await client.set("a", X)
     await client.set_trigger("t", OnPublish("in"), "affine", {"x": Key("{x}", mode="ref")}, channel="out:{{1}}")
     await heard(db, "in")
@@ -106,7 +105,7 @@ async def test_names_of_keys_on_a_channel(client: Any, db: redis_py.Redis) -> No
         assert isinstance((await events.next(10)).error, errors.NoTensor)
 
 
-async def test_entries_of_a_stream(client: Any, db: redis_py.Redis) -> None:
+async def test_entries_of_a_stream(client: Any, db: Any) -> None:
     first = db.xadd("numbers", {"image": npy.to_bytes(np.array([[0]]))})
     await client.set_trigger("t", OnStream("numbers", start="0"), "echo", [Value("{image}")], results="log", maxlen=100)
     ids = [first, *(db.xadd("numbers", {"image": npy.to_bytes(np.array([[n]]))}) for n in range(1, 20))]
@@ -116,7 +115,7 @@ async def test_entries_of_a_stream(client: Any, db: redis_py.Redis) -> None:
     assert sorted(json.loads(row[b"result"])["outputs"]["y"]["values"][0] for row in rows) == list(range(20))
 
 
-async def test_features_are_gathered_when_the_event_comes(client: Any, db: redis_py.Redis) -> None:
+async def test_features_are_gathered_when_the_event_comes(client: Any, db: Any) -> None:
     db.hset("user:7", mapping={"a": 1, "b": 2.5, "c": -3})
     inputs = [Hash("user:{user}", ["a", "b", "c", "d"], default=0)]
     await client.set_trigger("t", OnPublish("in"), "affine", inputs)
@@ -161,7 +160,7 @@ async def test_iteration_ends_when_it_is_closed(client: Any) -> None:
     assert found == ["k:0", "k:1", "k:2"]
 
 
-async def test_a_subscription_outlives_its_connection(client: Any, db: redis_py.Redis) -> None:
+async def test_a_subscription_outlives_its_connection(client: Any, db: Any) -> None:
     await client.set_trigger("t", OnSet("k:{n}"), "affine", ["{key}"], channel="mine")
     async with client.subscribe("t") as events:
         for round_ in range(3):
@@ -186,7 +185,7 @@ async def test_a_subscription_ends_with_its_client(connect: Connect, client: Any
             await asyncio.wait_for(waiting, 5)
 
 
-async def test_what_is_no_result_is_an_event_too(client: Any, db: redis_py.Redis) -> None:
+async def test_what_is_no_result_is_an_event_too(client: Any, db: Any) -> None:
     async with client.subscribe("t", channel="any") as events:
         for said in ("hello", "{}", '{"outputs":{"y":{"dtype":"FLOAT","shape":[2],"values":[1]}}}', b"\xff", "[1]"):
             db.publish("any", said)
@@ -249,13 +248,14 @@ async def test_what_cannot_be_a_trigger(client: Any) -> None:
     ):
         with pytest.raises(error):
             await client.set_trigger("t", *arguments, **options)
-    for bad in ({}, {"keys": ["a"], "members": "b"}, {"keys": "a"}, {"keys": []}):
+    mistakes: list[dict[str, Any]] = [{}, {"keys": ["a"], "members": "b"}, {"keys": "a"}, {"keys": []}]
+    for bad in mistakes:
         with pytest.raises(errors.BadArg):
-            OnSchedule(1, **bad)  # type: ignore[arg-type]
+            OnSchedule(1, **bad)
     assert [one async for one in client.triggers()] == []
 
 
-async def test_a_queue_without_room_is_said_to_who_sets(client: Any, db: redis_py.Redis, executor: Executor) -> None:
+async def test_a_queue_without_room_is_said_to_who_sets(client: Any, db: Any, executor: Executor) -> None:
     await client.set_trigger("t", OnSet("k:{n}"), "affine", ["{key}"])
     await client.set_limits("affine", jobs=1)
     async with client.subscribe("t") as events:

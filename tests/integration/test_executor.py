@@ -132,14 +132,14 @@ def test_a_model_larger_than_the_budget_is_refused(redis: Server, db_redis: Any)
 
 
 def test_a_device_is_a_queue_of_any_name(redis: Server, db_redis: Any) -> None:
-    with Executor(redis, devices="CPU,FAST-lane"):
+    with Executor(redis, devices="CPU,FAST-lane", drain_s=0.1):
         raw.store(db_redis, "slow", more_models.slow())
         raw.store(db_redis, "quick", models.affine(), device="fast-lane")
-        ticket = raw.call(db_redis, *raw.predict("slow", more_models.turns_for(1.0)))
+        ticket = raw.call(db_redis, *raw.predict("slow", np.array([[10**15]], np.int64)))  # never ends
         wait_until(lambda: db_redis.xpending("ks:{0}:jobs:CPU", "ks")["pending"], "the slow one is claimed")
         raw.run(db_redis, raw.predict("quick", ROW))
         assert db_redis.llen(ticket) == 0, "the queues do not wait for each other"
-        raw.answer(db_redis, ticket)
+        assert db_redis.fcall("AI_CANCEL", 0, ticket) == 1
         for name in ("slow", "quick"):
             db_redis.fcall("AI_MODELDEL", 1, name)
 

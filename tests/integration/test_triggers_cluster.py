@@ -79,10 +79,10 @@ def test_the_owner_of_a_stream_serves_it(grid: Grid, nodes: Clients) -> None:
             nodes[grid.owner(trigger)], trigger, ("STREAM", stream), ("echo", "INPUTS", 1, "VALUE", "{x}"),
             ("RESULTS", literal(out)),
         )  # fmt: skip
-        wait_until(lambda db=db, stream=stream: db.exists(stream), "its node has made the group")
+        wait_until(partial(lambda db, stream: db.exists(stream), db, stream), "its node has made the group")
         for number in range(50):
             db.xadd(stream, {"x": tensor(number)})
-        wait_until(lambda db=db, out=out: db.xlen(out) == 50, "all have results")
+        wait_until(partial(lambda db, out: db.xlen(out) == 50, db, out), "all have results")
         assert values(db, out) == list(range(50))
         nodes[grid.owner(trigger)].fcall("AI_TRIGGERDEL", 1, trigger)
 
@@ -99,7 +99,9 @@ def test_the_owner_of_a_channel_serves_it(grid: Grid, nodes: Clients, sharded: b
         )  # fmt: skip
         count = "SHARDNUMSUB" if sharded else "NUMSUB"
         wait_until(
-            lambda db=db, channel=channel, count=count: db.execute_command("PUBSUB", count, channel)[1] == 1,
+            partial(
+                lambda db, channel, count: db.execute_command("PUBSUB", count, channel)[1] == 1, db, channel, count
+            ),
             "its node listens",
         )
         others = [other for one, other in nodes.items() if one is not node]
@@ -108,7 +110,7 @@ def test_the_owner_of_a_channel_serves_it(grid: Grid, nodes: Clients, sharded: b
         (db if sharded else others[0]).execute_command(
             "SPUBLISH" if sharded else "PUBLISH", channel, json.dumps({"x": key})
         )
-        wait_until(lambda db=db, out=out: db.xlen(out), "there is a result")
+        wait_until(partial(lambda db, out: db.xlen(out), db, out), "there is a result")
         assert results_of(db, out)[0]["outputs"] == {"y": {"key": f"{key}:y"}}
         assert raw.get(db, f"{key}:y").tolist() == [[7]]
         nodes[grid.owner(trigger)].fcall("AI_TRIGGERDEL", 1, trigger)
@@ -122,14 +124,14 @@ def test_each_node_sees_to_its_own_writes(grid: Grid, nodes: Clients) -> None:
     )  # fmt: skip
     everywhere(grid, "ton")
     for db in nodes.values():
-        wait_until(lambda db=db: db.pubsub_numpat(), "it listens")
+        wait_until(partial(lambda db: db.pubsub_numpat(), db), "it listens")
     for node, db in nodes.items():
         tag = grid.key_at(node, "w")
         db.fcall("AI_TENSORSET", 1, f"f:{{{tag}}}", "INT64", 1, 1, "VALUES", 3)
-        wait_until(lambda db=db, tag=tag: db.xlen(f"log:{{{tag}}}") == 1, "there is a result")
+        wait_until(partial(lambda db, tag: db.xlen(f"log:{{{tag}}}") == 1, db, tag), "there is a result")
         assert raw.get(db, f"b:{{{tag}}}").tolist() == [[3]]
         db.set(f"f:{{{tag}}}", tensor(4))
-        wait_until(lambda db=db, tag=tag: db.xlen(f"log:{{{tag}}}") == 2, "there is another")
+        wait_until(partial(lambda db, tag: db.xlen(f"log:{{{tag}}}") == 2, db, tag), "there is another")
         assert raw.get(db, f"b:{{{tag}}}").tolist() == [[4]]
     nodes[home].fcall("AI_TRIGGERDEL", 1, "ton")
 

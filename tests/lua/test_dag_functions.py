@@ -153,7 +153,7 @@ def test_a_call_that_comes_again(stored: Hand) -> None:
 def test_what_is_refused_is_said_on_the_ticket_too(stored: Hand) -> None:
     ticket = "ks:{0}:t:c:2"
     for corr, front in (([], b""), (["word"], b"word ")):
-        head = ["LOAD", 1, "x", "TICKET", ticket, *corr, "TIMEOUT", 100]
+        head: list[Any] = ["LOAD", 1, "x", "TICKET", ticket, *corr, "TIMEOUT", 100]
         error = stored.wire.call_many([("FCALL", "AI_DAGEXECUTE", 1, "x", *head, "|>", "NONSENSE", "TICKET", ticket)])[
             0
         ]
@@ -272,3 +272,26 @@ def test_a_model_whose_outputs_are_not_known(stored: Hand) -> None:
     stored.store("late", signature=Signature((TensorSpec("x", "", None),), None))
     job = submit(stored, ["x"], *LOAD, "|>", "MODELEXECUTE", "late", "INPUTS", 1, "x", "OUTPUTS", 3, "a", "b", "c")
     assert program(job)[1][0][3] == [b"a", b"b", b"c"]
+
+
+def test_a_dead_dag_is_not_run_again(stored: Hand) -> None:
+    stored.fcall("AI_DAGEXECUTE", ["x"], *LOAD, *GET)
+    stored.claim()
+    assert stored.recover("e2", limit=1) is None
+    (letter,) = stored.fcall("AI_DEADSCAN", [], "0")[1]
+    error = stored.refused("AI_DEADRETRY", [], letter[1])
+    assert str(error).startswith(f"BADARG dead letter '{letter[1].decode()}' is a DAG")
+    assert stored.fcall("AI_DEADDEL", [], letter[1]) == 1
+
+
+def test_a_dead_job_of_a_graph_is_run_again(stored: Hand) -> None:
+    stored.fcall("AI_MODELSTORE", ["g"], "GRAPH", "CPU", "OPTIONS", '{"uses":["m@1"]}', "BLOB", "g")
+    assert stored.publish("g", 1, ONE) == 1
+    stored.predict(target="g")
+    (job,) = stored.claim()
+    assert stored.recover("e2", limit=1) is None
+    (letter,) = stored.fcall("AI_DEADSCAN", [], "0")[1]
+    stored.fcall("AI_DEADRETRY", [], letter[1])
+    (again,) = stored.claim()
+    assert again.extra == job.extra
+    assert (again.extra or {})[b"m"]

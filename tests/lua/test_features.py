@@ -370,3 +370,22 @@ def test_rows_are_those_of_numpy(ready: Hand, data: st.DataObject, table: np.nda
     ready.do("SET", "t", npy.to_bytes(table))
     found = gathered(ready, "ROWS", "t", len(indices), *indices)
     assert npy.to_bytes(found) == npy.to_bytes(table[indices])
+
+
+# --- triggers
+
+
+def test_a_trigger_gathers_too(ready: Hand) -> None:
+    spec = ("HASH", "AUTO", 1, "user:{who}", 2, "age", "score", "DEFAULT", 0)
+    ready.fcall("AI_TRIGGERSET", ["scores"], "ON", "SET", "visit:{who}", "RUN", "vector", "INPUTS", 1, *spec)
+    for who, expected in (("1", [41, -0.5]), ("nobody", [0, 0])):
+        ready.fcall("AI_TENSORSET", [f"visit:{who}"], "FLOAT", 1, "VALUES", 1)
+        job = next(job for job in reversed(ready.claim()) if job.op == b"run")
+        assert npy.decode(job.inputs[0]).tolist() == expected
+    ready.do("HSET", "user:3", "age", "many")
+    ready.fcall("AI_TENSORSET", ["visit:3"], "FLOAT", 1, "VALUES", 1)
+    assert not ready.claim()
+    told = ready.fcall("AI_TRIGGERINFO", ["scores"])
+    found = dict(zip(told[::2], told[1::2], strict=True))
+    assert (found[b"fired"], found[b"errors"]) == (2, 1)
+    assert b"BADVALUE field 'age' of hash 'user:3', 'many'" in found[b"last_error"]

@@ -28,8 +28,8 @@ WORDS = [
     "CHUNKS", "VERSION", "RESETSTAT", "UPLOAD", "DIGEST", "TAG", "BATCHSIZE", "MINBATCHSIZE", "MINBATCHTIMEOUT",
     "OPTIONS", "REPLY", "COUNT", "ONNX", "TORCH", "CPU", "GPU:1", "FLOAT", "INT64", "STRING", "BOOL", "FLOAT16",
     "ready", "failed", "V", "S", "K", "{}", '{"inputs":[],"outputs":[]}', "null", "[]", "e1", "e2", "u-1", "run",
-    "ON", "OFF", "SET", "PUBLISH", "STREAM", "SCHEDULE", "RUN", "COALESCE", "NOTIFY", "{key}", "{a}", "x:{a}", "{{", "}",
-    "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "s", "c",
+    "ON", "OFF", "SET", "PUBLISH", "STREAM", "SCHEDULE", "RUN", "COALESCE", "NOTIFY", "{key}", "{a}", "x:{a}", "{{",
+    "}", "INFLIGHT", "ONERROR", "PAUSE", "MEMBERS", "KEYS", "GROUP", "FROM", "CHANNEL", "RESULTS", "t", "p", "c",
     "JOBS", "BYTES", "RATE", "USERRATE", "PER", "NODE", "PRIORITY", "HIGH", "LOW", "USER",
     "HASH", "LIST", "ZSET", "NUMBERS", "ROWS", "DEFAULT", "DEFAULTS", "SCORES", "MEMBERS", "REV", "AUTO",
     "|>", "LOAD", "PERSIST", "ROUTING", "TENSORSET", "TENSORGET", "MODELEXECUTE", "SCRIPTEXECUTE",
@@ -53,6 +53,7 @@ NAMES = [
     "m@1",
     "m@2",
     "s",
+    "stream-trigger",
     "@",
     "none",
     "{a}x",
@@ -109,6 +110,14 @@ SOUND: dict[str, list[Any]] = {
     "AI_LIMITSET": ["JOBS", "1", "BYTES", "2", "RATE", "3", "PER", "4", "USERRATE", "5", "PER", "6"],
     "AI_INFO": ["VERSION", "1"],
     "AI_NODE": [],
+    "AI_SCRIPTSTORE": ["CPU", "TAG", "t", "ENTRY_POINTS", "1", "f", "OPTIONS", "{}", "SOURCE", "def f(): pass"],
+    "AI_SCRIPTGET": ["VERSION", "1", "META", "SOURCE"],
+    "AI_SCRIPTDEL": ["VERSION", "1"],
+    "AI_SCRIPTSCAN": ["0", "COUNT", "10"],
+    "AI_SCRIPTEXECUTE": [
+        "s", "f", "KEYS", "1", "k", "INPUTS", "2", "x", "VALUE", ROW, "ARGS", "1", "a", "OUTPUTS", "1", "y",
+        "TIMEOUT", "1000", "TICKET", "T", "c",
+    ],
     "AI_TENSORCHANGED": [],
     "AI_TRIGGERDEL": [],
     "AI_TRIGGERGET": [],
@@ -123,14 +132,6 @@ SOUND: dict[str, list[Any]] = {
     "KS_FIRE": ["p", "e1", "s", "1", "payload", ROW],
     "KS_TICK": ["c", "e1"],
     "KS_TRIGGERS": [],
-    "AI_SCRIPTSTORE": ["CPU", "TAG", "t", "ENTRY_POINTS", "1", "f", "OPTIONS", "{}", "SOURCE", "def f(): pass"],
-    "AI_SCRIPTGET": ["VERSION", "1", "META", "SOURCE"],
-    "AI_SCRIPTDEL": ["VERSION", "1"],
-    "AI_SCRIPTSCAN": ["0", "COUNT", "10"],
-    "AI_SCRIPTEXECUTE": [
-        "s", "f", "KEYS", "1", "k", "INPUTS", "2", "x", "VALUE", ROW, "ARGS", "1", "a", "OUTPUTS", "1", "y",
-        "TIMEOUT", "1000", "TICKET", "T", "c",
-    ],
     "KS_CATALOG": ["0", "10", "REVS"],
     "KS_MERGE": ["NEWER", "1", "m2", "5", "t", "2", "m2", "{}", "m3", "6", "", "0"],
     "KS_REFRESH": ["m", "none"],
@@ -195,10 +196,10 @@ def prepare(hand: Hand) -> dict[str, Any]:
     hand.fcall(
         "AI_TRIGGERSET", ["p"], "ON", "PUBLISH", "news", "COALESCE", "RATE", 5, "PER", 1000, *run, "VALUE", "{payload}"
     )
-    hand.fcall("AI_TRIGGERSET", ["s"], "ON", "STREAM", "stream", *run, "KEY", "{key}")
+    hand.fcall("AI_TRIGGERSET", ["stream-trigger"], "ON", "STREAM", "stream", *run, "KEY", "{key}")
     hand.fcall("AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 1, "KEYS", 1, "x", *run, "KEY", "{member}")
-    hand.do("XGROUP", "CREATE", "stream", "kss", "0")
-    hand.do("XREADGROUP", "GROUP", "kss", "e1", "STREAMS", "stream", ">")
+    hand.do("XGROUP", "CREATE", "stream", "ksstream-trigger", "0")
+    hand.do("XREADGROUP", "GROUP", "ksstream-trigger", "e1", "STREAMS", "stream", ">")
     for name in ("t", "p", "c"):
         hand.do("SET", hand.node.lead(name), "e1")
     hand.predict()

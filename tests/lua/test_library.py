@@ -214,7 +214,7 @@ def test_parameters_do_not_hide_helpers(stem: str) -> None:
 
 
 def test_what_helper_files_give_has_a_name_of_its_own() -> None:
-    given = []
+    given: list[str] = []
     for file, text in SOURCES.libs.items():
         names = re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)
         given += [file] if file in names else names

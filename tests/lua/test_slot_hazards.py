@@ -130,6 +130,8 @@ def test_a_slot_that_is_on_the_move(lone: Hand, alone: Server) -> None:
     slot = keys.slot("{a}")
     with Cluster(alone.kind, primaries=1, replicas=0) as other:
         there = other.primaries[0]
+        # Of two that both have all slots, one would soon yield them, and be made a replica of the other.
+        other.ask(there, "CLUSTER", "FLUSHSLOTS")
         lone.do("CLUSTER", "MEET", "127.0.0.1", there.port, there.bus_port)
         other_id = other.ask(there, "CLUSTER", "MYID")
         wait_until(lambda: other_id in lone.do("CLUSTER", "NODES"), "they have met")

@@ -33,7 +33,7 @@ def test_it_is_found_by_its_name_and_is_a_backend() -> None:
     assert base.find("ONNX") is base.find("ONNX")
     assert isinstance(BACKEND, base.Backend)
     assert isinstance(load(models.scalar()), base.LoadedModel)
-    with pytest.raises(ModelFailed, match="no backend TF; this executor has ONNX, TORCH"):
+    with pytest.raises(ModelFailed, match=r"no backend TF; this executor has .*ONNX.*, TORCH"):
         base.find("TF")
 
 

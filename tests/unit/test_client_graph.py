@@ -1,20 +1,29 @@
+# ruff: noqa: E501  # strategies
 """The builder of graphs and that of DAGs: what program they make, and what they refuse."""
 
 import json
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyside import Graph, Key
 from keyside.clients.dag import DagPlan, staged_of, values_of
 from keyside.clients.request import Identity
 from keyside.tensorstore import graph as programs
+from keyside.tensorstore import graph_const
 from keyside.tensorstore.errors import BadArg, CrossSlot, RunFailed
+from keyside.tensorstore.results import decode_results, encode_results
 
 X = np.arange(4, dtype=np.float32)
 BIG = np.zeros(100_000, np.float32)
+JUNK: Any = st.fixed_dictionaries(
+    {"results": st.lists(st.text(max_size=3) | st.binary(max_size=3) | st.dictionaries(st.just("key"), st.text(max_size=3) | st.integers(0, 9)))}
+) | st.dictionaries(st.text(max_size=8), st.integers(0, 9), max_size=2)  # fmt: skip
 
 
 def steps(g: Graph) -> Any:
@@ -66,7 +75,7 @@ def test_constants() -> None:
     g = Graph()
     x = g.input("x")
     g.output("y", g.run("m", x, X, [[1, 2]], "text", 3.5))
-    consts = [programs.graph_const.array(step["const"], "") for step in steps(g) if "const" in step]
+    consts = [graph_const.array(step["const"], "") for step in steps(g) if "const" in step]
     assert [(const.dtype.kind, const.shape) for const in consts] == [("f", (4,)), ("i", (1, 2)), ("S", ()), ("f", ())]
 
 
@@ -256,7 +265,16 @@ def test_what_operations_have_given() -> None:
     assert staged_of(results) == ["k"]
     ok, array, large, error, skipped = values_of(results, {"k": BIG})
     assert ok is None
-    np.testing.assert_array_equal(array, X)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(array, X)
     assert large is BIG
     assert isinstance(error, RunFailed)
     assert skipped == "NA"
+
+
+@given(st.binary(max_size=40) | JUNK.map(msgpack.packb))
+def test_any_reply_to_a_dag_is_read_or_refused(reply: bytes) -> None:
+    try:
+        found = decode_results(reply)
+    except BadArg:
+        return
+    assert decode_results(encode_results(found)) == found

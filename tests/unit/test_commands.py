@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keyside.tensorstore import commands, commands_graphs, errors, keys, library, npy, plain, resp
+from keyside.tensorstore import commands_scripts as scripts
 from keyside.tensorstore.command import Command, Value, encode, text, to_bytes
 from keyside.tensorstore.commands import InputSpec, ListedModel, Submit
 from keyside.tensorstore.commands_graphs import GetTensor, RunModel, SetTensor
@@ -41,6 +42,17 @@ EXAMPLES: dict[str, list[Command[Any]]] = {
     "AI_DAGEXECUTE_RO": [commands_graphs.ai_dagexecute_ro([SetTensor("x", KEY), GetTensor("x")], SUBMIT)],
     "AI_CANCEL": [commands.ai_cancel("ks:{0}:ticket:CPU/1-0"), commands.ai_cancel("ks:{0}:mb:a", b"CPU/1-0")],
     "AI_INFO": [commands.ai_info("m"), commands.ai_info_reset("m", 2)],
+    "AI_SCRIPTSTORE": [
+        scripts.ai_scriptstore("s", "CPU", ["f", "g"], source="def f", tag="t", run_limit_ms=5),
+        scripts.ai_scriptstore("s", "CPU", ["f"]),
+    ],
+    "AI_SCRIPTGET": [scripts.ai_scriptget("s"), scripts.ai_scriptget("s", 2)],
+    "AI_SCRIPTDEL": [scripts.ai_scriptdel("s"), scripts.ai_scriptdel("s", 2)],
+    "AI_SCRIPTSCAN": [scripts.ai_scriptscan(0)],
+    "AI_SCRIPTEXECUTE": [
+        scripts.ai_scriptexecute("s", "f", [KEY, VALUE], SUBMIT, keys=["k"], args=["a"], outputs=["y"]),
+        scripts.ai_scriptexecute("s", "f", [], SUBMIT),
+    ],
     "KS_VERSION": [commands.ks_version()],
 }
 
@@ -68,7 +80,11 @@ def test_what_is_sent_twice_does_no_harm_the_second_time() -> None:
     for name, examples in EXAMPLES.items():
         for command in examples:
             if command.repeatable:
-                assert name not in ("AI_PREDICT", "AI_MODELEXECUTE", "AI_MODELSTORE", "AI_MODELDEL", "AI_DAGEXECUTE")
+                assert name not in (
+                    "AI_PREDICT", "AI_MODELEXECUTE", "AI_MODELSTORE", "AI_MODELDEL",
+                    "AI_SCRIPTSTORE", "AI_SCRIPTDEL", "AI_SCRIPTEXECUTE",
+                    "AI_DAGEXECUTE",
+                )  # fmt: skip
             else:
                 assert not library.functions()[name].readonly
 

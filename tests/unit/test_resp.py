@@ -85,7 +85,7 @@ def test_encode_sizes(kind: type[Any], size: int) -> None:
         np.zeros((0, 3)).data,
         np.array(7).data,
     ],
-    ids=str,
+    ids=["rows", "every other", "columns", "empty", "scalar"],
 )
 def test_encode_views_of_any_shape(view: memoryview) -> None:
     assert parse_commands(joined(resp.encode(("X", view)))) == [[b"X", view.tobytes()]]
