@@ -321,6 +321,13 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
     )  # fmt: skip
 
 
+def _waiting(patterns: Iterable[str], *, probe: bool) -> Grant:
+    """To be told what happens to these keys; and to one of one's own, to see whether the server tells at all."""
+    watched = [*dict.fromkeys(patterns), *(("ks:{*}:tmp:*",) if probe else ())]
+    told = [f"__keyspace@*__:{pattern}" for pattern in watched]
+    return Grant(("ssubscribe", "subscribe", "sunsubscribe", "unsubscribe"), (), (*told, "ks:{*}:moved"))
+
+
 def rules(
     role: str,
     *,
@@ -370,6 +377,8 @@ def rules(
         found.append(Grant(("get", "strlen", "exists"), tuple(_keys("%R~", chunks))))
         if role == "predictor":
             found.append(Grant(("fcall_ro|ai_modelget", "fcall_ro|ai_scriptget"), tuple(_keys("%R~", names))))
+    if (mine or reads) and role != "model-manager":
+        found.append(_waiting((*mine, *reads), probe=role == "predictor"))
     found.append(Grant(("get",), (f"%R~{marker(user)}",)))
     return found
 

@@ -1,5 +1,6 @@
 """The clients and the command line as users of a role: what they are made for works, end to end."""
 
+import asyncio
 import inspect
 import json
 import re
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from tests import models
 from tests.access import World, X, send, world
 from tests.clients import Connect, connector
+from tests.clusters import until
 from tests.executors import Executor
 from tests.raw import store
 from tests.servers import Cluster, Kind, Server, wait_until
@@ -113,6 +115,26 @@ async def test_dags_of_a_predictor(place: World, runner: Executor, connect: Conn
         await run(inner.dag().load("bob:x").tensorget("bob:x"))
     with pytest.raises(errors.NoPerm):
         await run(inner.dag().tensorset("shared:x", X).persist("shared:x"))
+
+
+async def test_a_predictor_waits_for_its_own_keys(place: World, connect: Connect) -> None:
+    client = connect(place.url("alice"), timeout=10)
+    before = place.admin.config_get("notify-keyspace-events")["notify-keyspace-events"]
+    try:
+        place.admin.config_set("notify-keyspace-events", "")
+        with pytest.raises(errors.NoPerm, match="somebody who may has to run CONFIG SET"):
+            await client.wait_for_key("alice:comes", timeout=5)
+        place.admin.config_set("notify-keyspace-events", "KA")
+        waiting = asyncio.ensure_future(client.wait_for_key("alice:comes", timeout=10))
+        watched = "__keyspace@0__:alice:comes"
+        await until(lambda: place.admin.pubsub_numsub(watched)[0][1])
+        await client.set("alice:comes", X)
+        await waiting
+        with pytest.raises(errors.NoPerm):
+            await client.wait_for_key("bob:comes", timeout=5)
+    finally:
+        place.admin.config_set("notify-keyspace-events", before)
+        place.admin.delete("alice:comes")
 
 
 async def test_a_predictor_takes_a_job_back(place: World, runner: Executor, connect: Connect) -> None:
