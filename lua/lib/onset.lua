@@ -15,6 +15,7 @@ local function onset_read(own)
     local record = flat[i] ~= triggers.REV and triggers.decode(flat[i + 1])
     if record and record.on == 'set' and record.state == 'active' then
       list[#list + 1] = record
+      triggers.remember(record)
     end
   end
   return list

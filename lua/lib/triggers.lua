@@ -84,19 +84,23 @@ end
 -- What was found before, for the moment in which a node has another tag and an executor has not yet told it anew.
 local recent, recent_count = {}, 0
 
+function triggers.remember(record)
+  if not recent[record.key] then
+    if recent_count >= 256 then
+      recent, recent_count = {}, 0
+    end
+    recent_count = recent_count + 1
+  end
+  recent[record.key] = record
+end
+
 function triggers.find(own, name)
   local raw = redis.call('HGET', own.triggers, name)
   local record = raw and triggers.decode(raw)
   if not record then
     return not raw and recent[name] and triggers.incomplete(own) and recent[name] or nil
   end
-  if not recent[name] then
-    if recent_count >= 256 then
-      recent, recent_count = {}, 0
-    end
-    recent_count = recent_count + 1
-  end
-  recent[name] = record
+  triggers.remember(record)
   return record
 end
 
