@@ -260,7 +260,7 @@ def _predictor(keys: list[str], read: list[str], models: list[str], any_ticket: 
     # Who may count what he submits could count otherwise, by hand: bounds are for those who mean well.
     role.add(_own("~", "queued:*"), "hash", plain=("pexpireat", "unlink"))
     role.add(_own("~", "rate:*"), plain=("get", "incr", "pexpire", "pttl", "unlink"))
-    # Whoever sets a tensor starts the runs of triggers that wait for it. Their errors he may count, not publish.
+    # Whoever sets a tensor starts the runs of triggers that wait for it; their errors he counts, and does not publish.
     role.add(_own("~", "tstats:*", "latest:*"), "hash", plain=("pexpireat", "pttl"))
     role.add(_own("~", "inflight:*"), "zset", plain=("pexpireat", "pttl"))
     role.add(_own("~", "own:*"), plain=("incr", "pexpire"))
@@ -305,8 +305,8 @@ def _executor(keys: list[str], read: list[str], models: list[str]) -> list[Grant
             *_READ_TENSOR, "set", "unlink", "del", "copy", "rename", "pexpire", "pexpireat", "persist", "hget", "hmget",
             "hgetall", "hscan", "hvals", "hlen", "scard", "zrange", "zscore", "zcard", "llen", "rpush", "exists",
             "watch", "xreadgroup", "xread", "xrange", "xrevrange", "xlen", "xack", "xadd", "xdel", "xclaim",
-            "xautoclaim", "xpending", "smembers", "sscan", "zscan", "xinfo|consumers", "xinfo|groups",
-            "xinfo|stream", "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
+            "xautoclaim", "xpending", "sscan", "zscan", "xinfo|consumers", "xinfo|groups", "xinfo|stream",
+            "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
             *(f"fcall|{name.lower()}" for name in names),
             *(f"fcall_ro|{name.lower()}" for name in names if specs[name].readonly),
         ),

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.lua import triggers
 from tests.lua.jobs import LARGE, ROW, SHAPES, Hand, healthy, ok, session
 from tests.servers import Cluster, Kind, Server, wait_until
 
@@ -52,6 +53,7 @@ def test_no_command_in_lua_names_keys_of_two_slots(lone: Hand, alone: Server) ->
     with Hand(alone.url_unix) as watcher:
         watcher.do("MONITOR")
         session(lone, SHAPES)
+        triggers.session(lone, SHAPES)
         lone.do("ECHO", "the end")
         seen = commands_in_lua(watcher)
     assert {"COPY", "RENAME", "XADD", "XACK", "XPENDING", "RPUSH"} <= {command[0].decode().upper() for command in seen}

@@ -240,35 +240,6 @@ def test_sources_that_are_no_entries(hand: Hand) -> None:
     assert fire(hand, "s", "1-1", k="x")[0] == "LOST"
 
 
-# --- schedules
-
-
-def test_who_leads_is_told_when_it_is_due(hand: Hand) -> None:
-    hand.do("SET", "x", ROW)
-    hand.fcall(
-        "AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 200, "KEYS", 1, "x", "RUN", "m", "INPUTS", 1, "KEY", "{member}"
-    )
-    assert hand.fcall("KS_TICK", [], "c", "e1") == -1
-    lead(hand, "c")
-    assert hand.fcall("KS_TICK", [], "c", "e1") == 200
-    began = hand.now()
-    assert 0 < hand.fcall("KS_TICK", [], "c", "e1") <= 200
-    wait_until(lambda: hand.fcall("KS_TICK", [], "c", "e1") == 0, "it is due")
-    assert 195 <= hand.now() - began < 2000
-    assert hand.fcall("KS_TICK", [], "c", "e1") > 0
-    assert fire(hand, "c", "x", member="x")[0] == "FIRED"
-    # Times that nobody served are left out.
-    hand.do("SET", hand.node.due("c"), hand.now() - 1010)
-    assert hand.fcall("KS_TICK", [], "c", "e1") == 0
-    assert 0 < hand.fcall("KS_TICK", [], "c", "e1") <= 200
-    hand.fcall("AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 50, "KEYS", 1, "x", "RUN", "m", "INPUTS", 1, "KEY", "{member}")
-    hand.do("SET", hand.node.due("c"), hand.now() + 10_000)
-    assert hand.fcall("KS_TICK", [], "c", "e1") == 50
-    publish(hand)
-    with pytest.raises(BadArg):
-        hand.fcall("KS_TICK", [], "p", "e1")
-
-
 # --- the ways in which runs end
 
 

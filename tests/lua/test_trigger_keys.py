@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from tests.lua.jobs import LUA_ERROR, ROW, Hand
 from tests.lua.triggers import RUN, done, fire, info, lead, onset, write
+from tests.servers import wait_until
 
 from keyside.tensorstore import commands_triggers as commands
-from keyside.tensorstore.errors import KeysideError, NoTrigger, TooBig, WrongType
+from keyside.tensorstore.errors import BadArg, KeysideError, NoTrigger, TooBig, WrongType
 
 VALUE = ("RUN", "m", "INPUTS", 1, "VALUE", "{payload}")
 FULL = (
@@ -302,3 +303,30 @@ def test_damaged_records_are_left_out(hand: Hand) -> None:
     assert not LUA_ERROR.search(str(caught.value))
     with pytest.raises(WrongType):
         hand.fcall("AI_TRIGGERPAUSE", ["t"], "ON")
+
+
+def test_who_leads_is_told_when_it_is_due(hand: Hand) -> None:
+    hand.store()
+    hand.do("SET", "x", ROW)
+    hand.fcall(
+        "AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 200, "KEYS", 1, "x", "RUN", "m", "INPUTS", 1, "KEY", "{member}"
+    )
+    assert hand.fcall("KS_TICK", [], "c", "e1") == -1
+    lead(hand, "c")
+    assert hand.fcall("KS_TICK", [], "c", "e1") == 200
+    began = hand.now()
+    assert 0 < hand.fcall("KS_TICK", [], "c", "e1") <= 200
+    wait_until(lambda: hand.fcall("KS_TICK", [], "c", "e1") == 0, "it is due")
+    assert 195 <= hand.now() - began < 2000
+    assert hand.fcall("KS_TICK", [], "c", "e1") > 0
+    assert fire(hand, "c", "x", member="x")[0] == "FIRED"
+    # Times that nobody served are left out.
+    hand.do("SET", hand.node.due("c"), hand.now() - 1010)
+    assert hand.fcall("KS_TICK", [], "c", "e1") == 0
+    assert 0 < hand.fcall("KS_TICK", [], "c", "e1") <= 200
+    hand.fcall("AI_TRIGGERSET", ["c"], "ON", "SCHEDULE", 50, "KEYS", 1, "x", "RUN", "m", "INPUTS", 1, "KEY", "{member}")
+    hand.do("SET", hand.node.due("c"), hand.now() + 10_000)
+    assert hand.fcall("KS_TICK", [], "c", "e1") == 50
+    hand.fcall("AI_TRIGGERSET", ["p"], "ON", "PUBLISH", "news", *VALUE)
+    with pytest.raises(BadArg):
+        hand.fcall("KS_TICK", [], "p", "e1")

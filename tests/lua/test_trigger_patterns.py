@@ -8,16 +8,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.lua.jobs import Hand
-from tests.lua.triggers import onset, write
+from tests.lua.triggers import literal, onset, write
 
 from keyside.tensorstore.errors import KeysideError, Loop
 
 Part = bytes | tuple[bytes]
-
-
-def literal(text: bytes) -> bytes:
-    """Text as a template writes it."""
-    return text.replace(b"{", b"{{").replace(b"}", b"}}")
 
 
 def written(parts: list[Part]) -> bytes:
