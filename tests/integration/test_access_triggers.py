@@ -35,7 +35,8 @@ def onset(here: World, name: str, pattern: str, output: str, *words: Any) -> Non
 
 def waiting(here: World) -> list[bytes]:
     """Entries in the queue that are of triggers."""
-    return [entry for entry, fields in here.admin.xrange("ks:{0}:jobs:CPU") if b"x" in fields]
+    entries: Any = here.admin.xrange("ks:{0}:jobs:CPU")
+    return [entry for entry, fields in entries if b"x" in fields]
 
 
 def stats(here: World, name: str) -> dict[str, Any]:

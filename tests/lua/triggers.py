@@ -24,7 +24,7 @@ def write(hand: Hand, key: Any) -> None:
     assert hand.fcall("AI_TENSORSET", [key], "FLOAT", 1, 4, "VALUES", 1, 2, 3, 4) == b"OK"
 
 
-def lead(hand: Hand, name: str, consumer: str = "e1") -> None:
+def lead(hand: Hand, name: Any, consumer: str = "e1") -> None:
     """Let an executor lead a trigger."""
     hand.do("SET", hand.node.lead(name), consumer, "PX", 60_000)
 
