@@ -119,7 +119,7 @@ async def test_dags_of_a_predictor(place: World, runner: Executor, connect: Conn
 
 async def test_a_predictor_waits_for_its_own_keys(place: World, connect: Connect) -> None:
     client = connect(place.url("alice"), timeout=10)
-    before = place.admin.config_get("notify-keyspace-events")["notify-keyspace-events"]
+    before = place.admin.config_get("notify-keyspace-events")["notify-keyspace-events"] or ""
     try:
         place.admin.config_set("notify-keyspace-events", "")
         with pytest.raises(errors.NoPerm, match="somebody who may has to run CONFIG SET"):
