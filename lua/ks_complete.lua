@@ -229,7 +229,7 @@ local function KS_COMPLETE(_, ARGV)
             relays[#relays + 1] = reply
             digit = '4'
           end
-        elseif not jobs.is_event(corr)
+        elseif corr:byte() ~= 91 -- [, as jobs.is_event: this is done for each job
           or not events.ended(node.word(own, device) .. '/' .. id, deadline, ticket, corr, reply, written) then
           reply = corr .. ' ' .. reply
           shared = shared or {}
