@@ -145,14 +145,14 @@ def test_deadlines_hold_in_all_queues_while_a_model_runs(redis: Server, db_redis
     with Executor(redis, beat_ms=100):
         value = store_short(db_redis)
         use_all(db_redis, value)
-        long = [raw.call(db_redis, *raw.predict("short", more_models.turns_for(0.8))) for _ in range(3)]
+        long = [raw.call(db_redis, *raw.predict("short", more_models.turns_for(2.0))) for _ in range(3)]
         wait_until(lambda: claimed(db_redis, "ks:{0}:jobs:CPU"), "the first runs")
         began = time.monotonic()
         tickets = [submit(db_redis, "short", value, priority, "TIMEOUT", 150) for priority in ("HIGH", "LOW")]
         for ticket in tickets:
             with pytest.raises(TimedOut):
                 raw.answer(db_redis, ticket)
-        assert time.monotonic() - began < 0.8
+        assert time.monotonic() - began < 1.0
         for ticket in long:
             raw.answer(db_redis, ticket, 30)
 
