@@ -156,17 +156,21 @@ class Intake:
         wanted = {} if job.is_dag else {"": self._ref(job)}
         for target, model_id, key in members_of(job):
             wanted[target] = ModelRef(model_id, context=key.decode("utf-8", "surrogateescape"))
-        found = {}
+        found: dict[str, Model] = {}
+        if self._lacks(wanted, found):
+            self._parked[job.device] += 1
+            self._gather(job, wanted, found)
+            return None
+        return self._whole(job, found)
+
+    def _lacks(self, wanted: dict[str, ModelRef], found: dict[str, Model]) -> bool:
+        """Take what is in memory; return whether anything is not."""
         for target, ref in list(wanted.items()):
             model = self._cache.get_ready(ref.id)
             if model is not None:
                 found[target] = model
                 del wanted[target]
-        if wanted:
-            self._parked[job.device] += 1
-            self._gather(job, wanted, found)
-            return None
-        return self._whole(job, found)
+        return bool(wanted)
 
     def _gather(self, job: Job, wanted: dict[str, ModelRef], found: dict[str, Model]) -> None:
         """Have what is missing loaded, one after the other, and hold on to what is here."""
@@ -178,7 +182,7 @@ class Intake:
                 return
             found[target] = model
             del wanted[target]
-            if wanted:
+            if self._lacks(wanted, found):  # not one by one: those in memory would call back from within each other
                 self._gather(job, wanted, found)
                 return
             self._parked[job.device] -= 1

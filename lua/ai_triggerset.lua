@@ -243,7 +243,13 @@ local function triggerset_rights(spec, list)
     local key = templates.fill(triggerset_template(spec.results), triggerset_all(PROBE))
     triggerset_may(redis.acl_check_cmd('XADD', key, '*', 'a', 'b'), "add to stream '" .. args.printable(key) .. "'")
   end
-  if spec.on == 'stream' then
+  if spec.members then
+    local may = redis.acl_check_cmd('SSCAN', spec.members, '0') and redis.acl_check_cmd('LRANGE', spec.members, '0', '-1')
+    triggerset_may(may, "list the members of key '" .. args.printable(spec.members) .. "'")
+  elseif spec.on == 'publish' then
+    local may = redis.acl_check_cmd(spec.sharded and 'SSUBSCRIBE' or 'SUBSCRIBE', spec.source)
+    triggerset_may(may, "listen to channel '" .. args.printable(spec.source) .. "'")
+  elseif spec.on == 'stream' then
     triggerset_may(redis.acl_check_cmd('XRANGE', spec.source, '-', '+'), "read stream '" .. args.printable(spec.source) .. "'")
   end
 end
@@ -338,9 +344,12 @@ local function AI_TRIGGERSET(KEYS, ARGV)
   spec.created = node.now_ms()
   if not uid then
     catalog.forget(own, key) -- what went by a plain DEL has left its record
-    redis.call('HSET', key, 'type', 'trigger', 'uid', node.unique())
+    uid = node.unique()
+    redis.call('HSET', key, 'type', 'trigger', 'uid', uid)
   end
-  redis.call('HSET', key, 'state', 'active', 'spec', cjson.encode(spec))
+  local text = cjson.encode(spec)
+  redis.call('HSET', key, 'state', 'active', 'spec', text)
+  triggers.vouch(key, uid, text)
   catalog.update_trigger(own, key)
   return redis.status_reply('OK')
 end

@@ -175,6 +175,7 @@ def _may_stay(client: Any, key: bytes) -> bool:
         b"stats",
         b"executors",
         b"limits",
+        b"vouch",
         b"triggers",
         b"onset",
     ):

@@ -7,7 +7,8 @@ say or something is due. What it starts are jobs like all others, whoever runs t
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from keyside.executor.triggers.ear import Ear, Said, Topic
@@ -20,7 +21,7 @@ from keyside.executor.triggers.streams import StreamReader
 from keyside.executor.triggers.trigger import Trigger
 from keyside.executor.wire import Wire
 from keyside.tensorstore import keys
-from keyside.tensorstore.errors import KeysideError, LibraryMissing, NoPerm, Unreachable
+from keyside.tensorstore.errors import KeysideError, LibraryMissing, NoPerm, TryAgain, Unreachable
 
 if TYPE_CHECKING:
     from keyside.executor.worker import Worker
@@ -32,6 +33,8 @@ SOON_S = 0.02
 IDLE_S = 0.1
 TURN_ON_S = 10.0
 NEWS = Topic(b"SUBSCRIBE", b"ks:catalog")
+REST_S = 1.0
+"""How long a trigger is left alone to which the server has refused something."""
 RETRIES = 20
 RETRY_S = 0.1
 
@@ -63,6 +66,7 @@ class Keeper(threading.Thread):
         self._next_look = 0.0
         self._next_turn_on = 0.0
         self._said: set[str] = set()
+        self._resting: dict[bytes, float] = {}
 
     def stop(self) -> None:
         """End the thread."""
@@ -147,15 +151,34 @@ class Keeper(threading.Thread):
         self._shoot(now)
         self._notifications.turn(self._own, self._led, now)
         server_ms = self._worker.watchdog.now_ms()
-        for schedule in self._schedules.values():
-            schedule.turn(self._own, now, server_ms)
-        for reader in self._streams.values():
-            if reader.fileno() >= 0:
-                reader.take()
-            reader.turn(self._own, now, server_ms)
-            if reader.unsure:
-                self._next_look = min(self._next_look, now + SOON_S)
+        for name, schedule in self._schedules.items():
+            self._apart(name, now, partial(schedule.turn, self._own, now, server_ms))
+        for name, reader in self._streams.items():
+            self._apart(name, now, partial(self._read, reader, now, server_ms))
         self._wait()
+
+    def _read(self, reader: StreamReader, now: float, server_ms: float) -> None:
+        if reader.fileno() >= 0:
+            reader.take()
+        reader.turn(self._own, now, server_ms)
+        if reader.unsure:
+            self._next_look = min(self._next_look, now + SOON_S)
+
+    def _apart(self, name: bytes, now: float, turn: Callable[[], None]) -> None:
+        """Do what one trigger needs; where the server refuses that, it rests for a while, and the others go on."""
+        if self._rests(name, now):
+            return
+        try:
+            turn()
+        except (Unreachable, TryAgain, LibraryMissing):
+            raise
+        except KeysideError as error:
+            self._resting[name] = now + REST_S
+            self._once(f"trigger {_text(name)!r} is not served for now: {error}")
+
+    def _rests(self, name: bytes, now: float) -> float:
+        """Return for how many seconds a trigger rests; 0: it does not."""
+        return max(0.0, self._resting.get(name, 0.0) - now)
 
     def _wait(self) -> None:
         """Sleep until there is something to do."""
@@ -164,11 +187,12 @@ class Keeper(threading.Thread):
             self._next_look - now,
             self._notifications.due(now),
             self._shoot_at - now if self._shots else LOOK_S,
-            *(schedule.due(now) for schedule in self._schedules.values()),
-            *(reader.due(now) for reader in self._streams.values()),
+            *(max(one.due(now), self._rests(name, now)) for name, one in self._schedules.items()),
+            *(max(one.due(now), self._rests(name, now)) for name, one in self._streams.items()),
         )
         waiter = select.poll()
-        for descriptor in (self._ear.fileno(), *(reader.fileno() for reader in self._streams.values())):
+        awake = (reader.fileno() for name, reader in self._streams.items() if not self._rests(name, now))
+        for descriptor in (self._ear.fileno(), *awake):
             if descriptor >= 0:
                 waiter.register(descriptor, select.POLLIN)
         waiter.poll(max(0.0, due) * 1000)

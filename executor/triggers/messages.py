@@ -7,6 +7,9 @@ from functools import lru_cache
 
 __all__ = ["glob_of", "literally", "matcher", "of_entry", "of_message", "variables_of"]
 
+SOURCE_MAX = 512
+"""Bytes of an id in a message; a longer one does not name its event."""
+
 FIELDS_MAX = 1000
 """Fields of one message that may be variables."""
 
@@ -32,6 +35,7 @@ def of_message(channel: bytes, payload: bytes) -> tuple[bytes, dict[bytes, bytes
             items = [(name, value) for name, value in found.items() if isinstance(value, str)][:FIELDS_MAX]
             variables = {_encode(name): _encode(value) for name, value in items}
             source = variables.get(b"id", channel)
+            source = source if len(source) <= SOURCE_MAX else channel
         elif isinstance(found, list):
             texts = enumerate(found[:FIELDS_MAX])
             variables = {str(n).encode(): _encode(value) for n, value in texts if isinstance(value, str)}

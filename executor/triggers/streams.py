@@ -288,7 +288,7 @@ class StreamReader:
             return b"0" if "no such key" in str(about) else b"$"
         last = bytes(dict(zip(about[::2], about[1::2], strict=True)).get(b"last-generated-id", b"0-0"))
         if int(last.partition(b"-")[0]) < trigger.created:
-            return b"$"
+            return last  # not $: another may have come since
         return b"%d-%d" % (trigger.created - 1, 2**64 - 1)  # those of the same millisecond count
 
     def leave(self, own: Wire) -> None:

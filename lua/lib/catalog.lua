@@ -269,7 +269,7 @@ function catalog.records(own, key)
     return { key, trigger }
   end
   local bare = redis.call('HGET', own.catalog, key)
-  if bare then
+  if bare and not triggers.is_trigger(bare) then -- who may write models could have put it there
     flat[1], flat[2] = key, bare
     for version = 1, last_known(own, key) do
       local field = key .. '@' .. version
@@ -318,6 +318,7 @@ function catalog.drop_trigger(own, key)
   if not triggers.drop(own, key, true) then
     return false
   end
+  redis.pcall('UNLINK', keys.vouched(key))
   bury(own, key, changed(own, key))
   return true
 end

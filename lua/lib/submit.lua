@@ -232,7 +232,7 @@ function submit.run(request)
   local mark = room.check(own, limits, device, record, bytes, size, now)
   local permits = (limits.rated or record.limits) and rates.check(own, limits, record, request)
   local ticket = request.ticket or ''
-  if own.clustered and ticket ~= '' then
+  if own.clustered and ticket ~= '' and not keys.of_event(ticket) then
     redis.call('EXISTS', ticket)
   end
   local deadline = now + request.timeout

@@ -68,7 +68,14 @@ end
 -- The record that the key of a trigger stands for, as JSON; nil where it holds something else.
 function triggers.encode(key)
   local found = redis.pcall('HMGET', key, 'type', 'uid', 'state', 'spec')
-  if found.err or found[1] ~= 'trigger' or not found[4] or string.sub(found[4], 1, 2) ~= '{"' then
+  if found.err or found[1] ~= 'trigger' or not found[2] or not found[4] or string.sub(found[4], 1, 2) ~= '{"' then
+    return nil
+  end
+  -- Executors do what a trigger says with rights of their own: it must be one that was checked.
+  local vouched = redis.pcall('GET', keys.vouched(key))
+  if type(vouched) == 'table' and string.find(vouched.err, 'non local', 1, true) then
+    error(vouched, 0) -- its slot is on the move
+  elseif vouched ~= redis.sha1hex(found[2] .. found[4]) then
     return nil
   end
   local raw = '{"key":' .. cjson.encode(key) .. ',"uid":' .. cjson.encode(found[2] or '') .. ',"state":' .. cjson.encode(found[3] or '')
@@ -92,6 +99,11 @@ function triggers.remember(record)
     recent_count = recent_count + 1
   end
   recent[record.key] = record
+end
+
+-- Say that a trigger is as AI_TRIGGERSET has checked it.
+function triggers.vouch(key, uid, spec)
+  redis.call('SET', keys.vouched(key), redis.sha1hex(uid .. spec))
 end
 
 function triggers.find(own, name)

@@ -8,6 +8,7 @@ from tests.lua.jobs import ROW, Hand, healthy
 from tests.lua.triggers import done, fire, info, lead, listening, onset, write
 from tests.servers import Cluster, Kind, wait_until
 
+from keyside.clients import acl
 from keyside.tensorstore import commands_triggers as commands
 from keyside.tensorstore import keys, library
 from keyside.tensorstore.errors import CrossSlot, NoTrigger
@@ -46,6 +47,38 @@ def copy(home: Hand, other: Hand, mode: str = "NEWER") -> int:
         flat += [name, rev, tag, len(records), *records]
     done: int = other.fcall("KS_MERGE", [], mode, 1, *flat)
     return done
+
+
+def test_a_trigger_that_was_made_by_hand_is_none(pair: tuple[Hand, Hand]) -> None:
+    """Who may write models may write such a hash, and the catalog: executors must not do what it says."""
+    home, other = pair
+    onset(home, "{m}t", "{tag}:a:{x}", run=RUN)
+    fields = home.do("HGETALL", "{m}t")
+    home.do("HSET", "{m}evil", *fields)
+    home.do("ZADD", home.node.revs, 5, "{m}evil")
+    home.do("HSET", home.node.catalog, "{m}worse", home.do("HGET", home.node.triggers, "{m}t"))
+    home.do("ZADD", home.node.revs, 6, "{m}worse")
+    home.fcall("KS_REFRESH", [], "{m}evil", "{m}worse", "{m}t")
+    copy(home, other)
+    assert listed(home) == listed(other) == ["{m}t"]
+    home.do("HSET", "{m}t", "spec", home.do("HGET", "{m}t", "spec").replace(b"{tag}:a:", b"{tag}:b:"), "rev", 1)
+    home.fcall("KS_REFRESH", [], "{m}t")
+    assert listed(home) == []
+
+
+def test_a_predictor_starts_runs_on_a_cluster_too(pair: tuple[Hand, Hand], cluster: Cluster) -> None:
+    home, _ = pair
+    onset(home, "{m}t", "{tag}:a:{x}", run=RUN)
+    key = here(home)
+    first, second = cluster.primaries
+    place = second if keys.slot("{m}") >= 8192 else first
+    home.do(*acl.set_user("p", acl.rules("predictor", user="p", keys=["{*:a:*"], models=["*"]), "pw"))
+    try:
+        with Hand(place.url_unix.replace("unix://", "unix://p:pw@"), home.node.tag) as user:
+            user.fcall("AI_TENSORSET", [key], "FLOAT", 1, 4, "VALUES", 1, 2, 3, 4)
+        assert home.length() == 1
+    finally:
+        home.do("ACL", "DELUSER", "p")
 
 
 def listed(hand: Hand) -> list[str]:

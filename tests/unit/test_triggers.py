@@ -42,6 +42,8 @@ def test_fields_of_an_object_are_variables_as_they_were_written() -> None:
 
 def test_the_id_of_a_message_is_its_source() -> None:
     assert of_message(b"c", b'{"id": 17}')[0] == b"17"
+    assert of_message(b"c", b'{"id": "%b"}' % (b"x" * 512))[0] == b"x" * 512
+    assert of_message(b"c", b'{"id": "%b"}' % (b"x" * 513))[0] == b"c"
     assert of_message(b"c", b'{"id": null}')[0] == b"c"
 
 
