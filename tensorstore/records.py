@@ -67,7 +67,7 @@ class Signature(msgspec.Struct, frozen=True):
         """
         try:
             return _SIGNATURE.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise BadArg(f"not a signature: {error}") from None
 
 

@@ -342,7 +342,10 @@ class ReplyReader:
         if at == end:
             return
         self._hiredis.feed(self._scratch, at, end - at)  # type: ignore[arg-type]  # any buffer will do
-        self._collect()
+        try:
+            self._collect()
+        except MemoryError as error:  # an array that says it has thousands of millions of elements
+            raise hiredis.ProtocolError("no memory for a reply that says it is so large") from error
 
     def _collect(self) -> None:
         """Take the replies that hiredis has."""

@@ -59,6 +59,7 @@ def test_replies_to_predictions(reply: bytes) -> None:
 @given(model_fields(), st.booleans())
 @example({"9" * 5000 + ":state": b"ready"}, False)
 @example({"default": b"9" * 5000}, False)
+@example({"uid": b"0", "1:signature": b"\xff"}, False)
 @few(300)
 def test_model_hashes(fields: dict[str, bytes], alone: bool) -> None:
     good = {"type": b"model", "uid": b"u", "last": b"1", "default": b"1", "1:state": b"ready", "1:backend": b"ONNX"}
@@ -113,6 +114,7 @@ def test_model_hashes(fields: dict[str, bytes], alone: bool) -> None:
     ).map(b"".join),
     st.integers(1, 7),
 )
+@example(b"*4000000000\r\n", 1)
 @few(300)
 def test_bytes_of_the_protocol(data: bytes, piece: int) -> None:
     """Whatever comes instead of RESP: replies, a wait for more, or an error that the connection is closed for."""
