@@ -16,19 +16,10 @@ from keyside.executor.backends.base import Array
 from keyside.executor.protocol import Job
 from keyside.tensorstore import dtypes, npy
 
-__all__ = ["VALUES_MAX", "event_of", "result", "shown", "values"]
+__all__ = ["VALUES_MAX", "result", "shown", "values"]
 
 VALUES_MAX = 1000
 """Elements of an output that ride in a result; a larger one goes to a key that the result names."""
-
-
-def event_of(job: Job) -> tuple[bytes, bytes] | None:
-    """Return the trigger that started a job, and the source of the event; None: no trigger did."""
-    extra = job.extra
-    if extra is None:
-        return None
-    event = extra.get(b"e")
-    return None if not event else (event[0], event[1])
 
 
 def shown(value: bytes) -> dict[str, Any]:
@@ -67,7 +58,7 @@ def result(job: Job, run: str, target: str, outputs: Sequence[tuple[str, dict[st
         target: `name@version` that ran.
         outputs: name, and what is said of it: as of `shown`, or `{"key": name}`.
     """
-    trigger, source = event_of(job) or (b"", b"")
+    trigger, source, *_ = job.trigger or (b"", b"")
     found = {
         "trigger": _text(trigger),
         "run": run,

@@ -150,7 +150,7 @@ class Runner:
         try:
             if isinstance(model, DagJob):
                 return self._to_results(model, job)
-            if events.event_of(job) is not None:
+            if job.trigger is not None:
                 return self._to_event(model, job, results)
             if job.outputs:
                 return self._to_keys(job, results)
@@ -185,15 +185,20 @@ class Runner:
         outputs: list[tuple[bytes, bytes, bytes]] = []
         staged: list[Any] = []
         for name, result in zip(names, results, strict=True):
-            header, data = npy.encode(result)
-            if len(header) + data.nbytes <= INLINE_OUTPUT and np.size(result) <= elements:
-                values.append((name, b"".join((header, data))))
-            else:
-                key = keys.output(None, self._stage_id(), self.node.tag)
-                staged.append((key, header, data, STAGED_MS))
-                outputs.append((b"", b"K", key))
-                values.append((name, key.decode()))
+            values.append((name, self._value(result, elements, outputs, staged)))
         return values, outputs, staged
+
+    def _value(
+        self, result: Array, elements: int, outputs: list[tuple[bytes, bytes, bytes]], staged: list[Any]
+    ) -> bytes | str:
+        """Return an npy file; of what is too large to ride in a reply the key where it is staged."""
+        header, data = npy.encode(result)
+        if len(header) + data.nbytes <= INLINE_OUTPUT and np.size(result) <= elements:
+            return b"".join((header, data))
+        key = keys.output(None, self._stage_id(), self.node.tag)
+        staged.append((key, header, data, STAGED_MS))
+        outputs.append((b"", b"K", key))
+        return key.decode()
 
     def _to_event(self, model: Model, job: Job, results: list[Array]) -> Finished:
         """A run that a trigger has started: what its subscribers read."""
@@ -228,14 +233,8 @@ class Runner:
             if isinstance(one, str):
                 shown.append(one)
                 continue
-            header, data = npy.encode(one)
-            if len(header) + data.nbytes <= INLINE_OUTPUT:
-                shown.append(b"".join((header, data)))
-            else:
-                key = keys.output(None, self._stage_id(), self.node.tag)
-                finished.staged.append((key, header, data, STAGED_MS))
-                finished.outputs.append((b"", b"K", key))
-                shown.append({"key": key.decode()})
+            value = self._value(one, INLINE_OUTPUT, finished.outputs, finished.staged)
+            shown.append({"key": value} if isinstance(value, str) else value)
         finished.reply = encode_results(shown)
         return finished
 

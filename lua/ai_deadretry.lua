@@ -10,12 +10,7 @@ local function deadretry_record(own, header)
   if record.id ~= header[jobs.MODEL] then
     raise('NOMODEL', "the version that the job was for has gone: what is called '" .. record.title .. "' now is another one")
   end
-  if record.state == 'failed' then
-    raise('MODELFAILED', "model '" .. record.title .. "' failed to load: " .. record.reason)
-  end
-  if not redis.acl_check_cmd('HGET', record.key, 'type') then
-    raise('NOPERM', "this user may not use model '" .. record.title .. "'")
-  end
+  submit.check_use(record)
   return record
 end
 

@@ -39,6 +39,19 @@ function args.is_device(text)
   return #text <= 32 and text:find('^[A-Z0-9:_.-]+$') ~= nil
 end
 
+--- Whether list is a list of strings, of at least `least` and at most `most` (nil: any number) of them.
+function args.is_texts(list, least, most)
+  if type(list) ~= 'table' or #list < least or (most and #list > most) then
+    return false
+  end
+  for n = 1, #list do
+    if type(list[n]) ~= 'string' then
+      return false
+    end
+  end
+  return true
+end
+
 local function escaped(c)
   return ('\\x%02x'):format(c:byte())
 end

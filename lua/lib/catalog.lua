@@ -7,6 +7,7 @@ local catalog = {}
 
 catalog.COMPLETE = '@' -- field of the catalog that says that all models of the cluster are in it; no target is called so
 catalog.CHANNEL = 'ks:catalog'
+local MOST_TEXTS = 1000 -- targets of a graph, functions of a script
 local TOMBSTONE_MS = 86400000 -- how long a node can tell others that a model has gone
 
 local parsed, parsed_count = {}, 0
@@ -35,22 +36,6 @@ local function is_signature(signature)
   return type(signature) == 'table' and is_specs(signature.inputs) and (signature.outputs == cjson.null or is_specs(signature.outputs))
 end
 
--- A list of strings, or nothing.
-local function is_texts(list)
-  if list == nil then
-    return true
-  end
-  if type(list) ~= 'table' or #list > 1000 then
-    return false
-  end
-  for _, text in ipairs(list) do
-    if type(text) ~= 'string' then
-      return false
-    end
-  end
-  return true
-end
-
 local function is_version(number)
   return type(number) == 'number' and number >= 1 and number <= catalog.MAX_VERSIONS and number % 1 == 0
 end
@@ -61,7 +46,7 @@ local function is_record(record)
     and type(record.device) == 'string' and args.is_device(record.device) and (record.reason == nil or type(record.reason) == 'string')
     and is_version(record.version) and (record.last == nil or is_version(record.last))
     and (record.signature == cjson.null or is_signature(record.signature)) and (record.limits == nil or bounds.check(record.limits))
-    and is_texts(record.uses) and is_texts(record.functions)
+    and (record.uses == nil or args.is_texts(record.uses, 0, MOST_TEXTS)) and (record.functions == nil or args.is_texts(record.functions, 0, MOST_TEXTS))
 end
 
 -- A record as a Lua table; nil if it is none. Records are few and change rarely: the text found before is not decoded again.
@@ -146,7 +131,7 @@ local function encode_kind(backend, options)
   end
   local ok, given = pcall(cjson.decode, options or '')
   local list = ok and type(given) == 'table' and given[kind[3]]
-  if type(list) ~= 'table' or not list[1] or not is_texts(list) then
+  if not args.is_texts(list, 1, MOST_TEXTS) then
     return ',"kind":"' .. kind[1] .. '"'
   end
   return ',"kind":"' .. kind[1] .. '","' .. kind[2] .. '":' .. cjson.encode(list)

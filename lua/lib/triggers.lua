@@ -13,18 +13,6 @@ local function trigger_count(number)
   return number == nil or (type(number) == 'number' and number >= 1 and number <= args.MAX_INT and number % 1 == 0)
 end
 
-local function trigger_texts(list, least)
-  if type(list) ~= 'table' or #list < least then
-    return false
-  end
-  for _, text in ipairs(list) do
-    if type(text) ~= 'string' then
-      return false
-    end
-  end
-  return true
-end
-
 local function trigger_rate(rate)
   return rate == nil or (type(rate) == 'table' and rate[1] ~= nil and rate[2] ~= nil and trigger_count(rate[1]) and trigger_count(rate[2]))
 end
@@ -41,7 +29,7 @@ local function is_trigger_record(record)
       return false
     end
   end
-  return trigger_texts(record.run, 4) and (record.keys == nil or trigger_texts(record.keys, 1))
+  return args.is_texts(record.run, 4) and (record.keys == nil or args.is_texts(record.keys, 1))
     and (record.results == nil or type(record.results) == 'string') and (record.members == nil or type(record.members) == 'string')
     and trigger_count(record.maxlen) and trigger_count(record.inflight) and trigger_count(record.ttl) and trigger_count(record.every) and trigger_rate(record.rate)
 end
