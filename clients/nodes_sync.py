@@ -16,7 +16,7 @@ from keyside.clients.pool import Pool
 from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncTransport
-from keyside.clients.way import LATE_S, SLICE_S, Way, asked, bare_device, passing
+from keyside.clients.way import LATE_S, SLICE_S, Way, asked, bare_device, passing, place_of
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
@@ -312,12 +312,13 @@ class SyncNodes(ManyNodes, SyncTransport):
         """Say which executors could answer on a queue."""
         names: list[str] = []
         infos: list[dict[str, Any]] = []
-        for node in self.nodes():
+        where, nodes = place_of(device, self.nodes())
+        for node in nodes:
             with contextlib.suppress(KeysideError):
                 mine, told = self._executors(node)
                 names += mine
                 infos += told
-        return who_serves(bare_device(device.encode()), names, infos)
+        return who_serves(bare_device(device.encode()), names, infos, where)
 
     def _executors(self, node: Node) -> tuple[list[str], list[dict[str, Any]]]:
         """Return the names of the executors of a node, and what those that live say of themselves."""

@@ -167,23 +167,24 @@ def answered(error: BaseException) -> bool:
     return isinstance(error, Unreachable) and "LOADING" in error.text
 
 
-def who_serves(device: str, names: Sequence[str], infos: Sequence[dict[str, Any]]) -> str:
+def who_serves(device: str, names: Sequence[str], infos: Sequence[dict[str, Any]], where: str = "this server") -> str:
     """Say who could answer.
 
     Args:
         device: the queue; empty if that is not known.
         names: executors that the node knows.
         infos: what those that live say of themselves.
+        where: the server, the cluster, or the node of it that has the queue.
     """
     device = device.partition("@")[0].partition("!")[0]
     if not infos:
         why = "no executor is alive" if names else "no executor has ever run"
-        return f"{why} on this server; start one with `keyside executor`"
+        return f"{why} on {where}; start one with `keyside executor`"
     serving = [info for info in infos if not device or device in info.get("devices", ())]
     if not serving:
         have = sorted({str(name) for info in infos for name in info.get("devices", ())})
-        return f"no executor serves the queue {device}; those that are alive serve {', '.join(have) or 'none'}"
-    return f"{len(serving)} {'executor is' if len(serving) == 1 else 'executors are'} alive on this server"
+        return f"no executor on {where} serves the queue {device}; those alive serve {', '.join(have) or 'none'}"
+    return f"{len(serving)} {'executor is' if len(serving) == 1 else 'executors are'} alive on {where}"
 
 
 def not_answered(request_timeout: float, job: bytes, who: str) -> TimedOut:

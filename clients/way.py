@@ -19,7 +19,19 @@ from keyside.tensorstore.errors import (
     Unreachable,
 )
 
-__all__ = ["ASK_S", "LATE_S", "SLICE_S", "Way", "asked", "bare_device", "passing", "redirected", "refusal", "slot_of"]
+__all__ = [
+    "ASK_S",
+    "LATE_S",
+    "SLICE_S",
+    "Way",
+    "asked",
+    "bare_device",
+    "passing",
+    "place_of",
+    "redirected",
+    "refusal",
+    "slot_of",
+]
 
 ASK_S = 0.5
 """How long to wait at the node to which a slot is moving, before looking again where it is."""
@@ -77,6 +89,13 @@ def _slot_of_job(ticket: bytes, job: bytes = b"") -> int:
 def bare_device(job: bytes) -> str:
     """Return the device in a job id, without priority and node."""
     return re.split(r"[!@/]", job.decode("ascii", "replace"), maxsplit=1)[0]
+
+
+def place_of(device: str, nodes: Sequence[Node]) -> tuple[str, Sequence[Node]]:
+    """Say where a queue is served, in words, and by which nodes: the one it lies on, or any if that is not known."""
+    tag = device.partition("@")[2].encode()
+    at = [node for node in nodes if tag and node.tag == tag]
+    return (f"the node {at[0].address}, which has the job", at) if at else ("this cluster", nodes)
 
 
 def refusal(error: KeysideError) -> bool:

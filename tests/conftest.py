@@ -129,7 +129,15 @@ def executor(_session_executor: Executor, served: Server, db: redis_py.Redis) ->
     """An executor of the server, which is empty but for what the two of them keep there."""
     # Emptying the server under it is part of what it must bear; then it registers again.
     wait_until(_session_executor.registered, "the executor registers again")
+    # It still listens for triggers of the test before: who waits for it to listen must not take that for theirs.
+    wait_until(lambda: not _listened_to(db), "the executor has forgotten the triggers of the test before")
     return _session_executor
+
+
+def _listened_to(db: Any) -> list[Any]:
+    """What somebody listens to on behalf of users."""
+    channels = [*db.pubsub_channels(), *db.pubsub_shardchannels()]
+    return [name for name in channels if not name.startswith(b"ks:")] + [None] * db.pubsub_numpat()
 
 
 @pytest.fixture(autouse=True)

@@ -261,7 +261,7 @@ async def test_nobody_runs_it(connect: Connect, alone: Server, alone_db: redis_p
     with pytest.raises(errors.TimedOut, match="no executor has ever run on this server; start one"):
         await client.predict("m", X, timeout=0.05)
     alone_db.fcall("KS_BEAT", 0, "someone", '{"devices": ["GPU"]}', 10_000, "GPU")
-    with pytest.raises(errors.TimedOut, match="no executor serves the queue CPU; those that are alive serve GPU"):
+    with pytest.raises(errors.TimedOut, match="no executor on this server serves the queue CPU; those alive serve GPU"):
         await client.predict("m", X, timeout=0.05)
     assert alone_db.xlen("ks:{0}:jobs:CPU") == 1, "only the load is left"
     assert not kept(alone_db)

@@ -90,6 +90,7 @@ async def test_who_waits_or_listens_goes_on_at_the_replica(client: Any, grid: Gr
                 await client.publish(channel, "news")
                 await asyncio.sleep(0.1)
             assert isinstance((await heard).error, errors.BadValue)
+        await serve(grid, replica)  # the tests after this one may begin here
     finally:
         await asyncio.to_thread(primary.start)
         await until(lambda: not is_primary(grid, primary))
@@ -159,6 +160,22 @@ def fragile() -> Iterator[Grid]:
         client.store("m", models.affine())
         spread(made.cluster)
         yield made
+
+
+async def test_a_node_without_an_executor_is_named(connect: Connect, fragile: Grid) -> None:
+    client = connect(fragile.url, timeout=10)
+    tag = fragile.key_at(fragile.cluster.primaries[0])
+    node = fragile.owner(tag)
+    (served,) = (executor for executor in fragile.executors if executor.server is node)
+    await client.set(f"{{{tag}}}x", X)
+    await asyncio.to_thread(served.stop)
+    try:
+        text = rf"no answer within 0\.5 s: no executor .* on the node 127\.0\.0\.1:{node.port}, which has the job;"
+        with pytest.raises(errors.TimedOut, match=text):
+            await client.predict("m", keyside.Key(f"{{{tag}}}x"), timeout=0.5)
+        np.testing.assert_array_equal(await client.predict("m", X), Y)
+    finally:
+        await asyncio.to_thread(served.start)
 
 
 async def test_a_node_whose_lua_is_broken(connect: Connect, fragile: Grid) -> None:

@@ -196,7 +196,7 @@ def test_why_nobody_has_answered() -> None:
     cpu, gpu = {"devices": ["CPU"]}, {"devices": ["GPU"]}
     assert "has ever run" in who_serves("CPU", [], [])
     assert "no executor is alive" in who_serves("CPU", ["a"], [])
-    assert "no executor serves the queue CPU; those that are alive serve GPU" in who_serves("CPU", ["a"], [gpu])
+    assert "no executor on this server serves the queue CPU; those alive serve GPU" in who_serves("CPU", ["a"], [gpu])
     assert who_serves("CPU", ["a", "b"], [cpu, gpu]).startswith("1 executor is alive")
     assert who_serves("", ["a", "b"], [cpu, gpu]).startswith("2 executors are alive")
     assert "connection" in not_answered(1, b"", "x").text
