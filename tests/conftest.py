@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +11,17 @@ import redis as redis_py
 from hypothesis import HealthCheck, settings
 from tests.executors import Executor
 from tests.servers import Kind, Server, wait_until
+from tests.triggers import listened_to
 
 from keyside.executor import cores
 
 # A test must never touch a server of the user's.
 for _name in ("KEYSIDE_URL", "REDIS_URL"):
     os.environ.pop(_name, None)
+
+# Started in the background, a shell has this process ignore it, and whatever the tests start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _default = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.register_profile("default", _default)
@@ -130,14 +136,8 @@ def executor(_session_executor: Executor, served: Server, db: redis_py.Redis) ->
     # Emptying the server under it is part of what it must bear; then it registers again.
     wait_until(_session_executor.registered, "the executor registers again")
     # It still listens for triggers of the test before: who waits for it to listen must not take that for theirs.
-    wait_until(lambda: not _listened_to(db), "the executor has forgotten the triggers of the test before")
+    wait_until(lambda: not listened_to(db), "the executor has forgotten the triggers of the test before")
     return _session_executor
-
-
-def _listened_to(db: Any) -> list[Any]:
-    """What somebody listens to on behalf of users."""
-    channels = [*db.pubsub_channels(), *db.pubsub_shardchannels()]
-    return [name for name in channels if not name.startswith(b"ks:")] + [None] * db.pubsub_numpat()
 
 
 @pytest.fixture(autouse=True)

@@ -59,10 +59,20 @@ def halt_in_claim(db: Any, executor: Executor) -> None:
     """Halt an executor that is blocked in its claim: the next job is delivered to it, and waits there."""
 
     def claims() -> bool:
-        return any(one["cmd"] == "xreadgroup" and "b" in one["flags"] for one in db.client_list())
+        # A claim ends after 5 s, and makes room for the next: of this one there must be enough left.
+        clients = db.client_list()
+        return any(one["cmd"] == "xreadgroup" and "b" in one["flags"] and int(one["idle"]) < 3 for one in clients)
 
-    wait_until(claims, "the executor waits for jobs")
-    executor.pause()
+    def halted() -> bool:
+        if not claims():
+            return False
+        executor.pause()
+        if claims():
+            return True
+        executor.resume()
+        return False
+
+    wait_until(halted, "the executor waits for jobs")
 
 
 def holders(db: Any) -> dict[bytes, tuple[bytes, int]]:
@@ -76,8 +86,14 @@ def holders(db: Any) -> dict[bytes, tuple[bytes, int]]:
 
 def held_by(db: Any, running: list[Executor]) -> Executor:
     """Wait until a job is held; by which of these executors?"""
-    wait_until(lambda: holders(db), "a job is claimed")
-    ((consumer, _), *_) = holders(db).values()
+    held: dict[bytes, tuple[bytes, int]] = {}
+
+    def claimed() -> bool:
+        held.update(holders(db))
+        return bool(held)
+
+    wait_until(claimed, "a job is claimed")
+    ((consumer, _), *_) = held.values()
     pid = json.loads(db.get(NODE.executor(consumer)))["pid"]
     return next(one for one in running if one.pid == pid)
 

@@ -3,6 +3,7 @@
 For tests of what the server and the executors do, without the Python client in between.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -183,9 +184,18 @@ def store(db: Any, name: str | bytes, blob: bytes, *options: Any, **where: str) 
 
 
 def warm(db: Any, target: str, *inputs: Array) -> None:
-    """Run a model until its executor knows how fast it is: then it claims many jobs at a time."""
-    for _ in range(12):
+    """Run a model until its executor knows how fast it is: then it claims many jobs at a time.
+
+    Until what it can have made of it at most, as `Lane.note_cost` smoothes, allows for a dozen of them: a model of the
+    test before may have run for seconds, and a busy machine may have held up one of these runs.
+    """
+    cost = 10.0
+    for _ in range(200):
+        began = time.monotonic()
         run(db, predict(target, *inputs))
+        cost += 0.3 * (time.monotonic() - began - cost)
+        if cost < 0.004:
+            break
 
 
 @contextmanager

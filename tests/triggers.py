@@ -10,7 +10,7 @@ from tests.servers import Server, wait_until
 
 from keyside.tensorstore import npy
 
-__all__ = ["Channel", "results_of", "set_trigger", "stats", "tensor", "wait_for_listener"]
+__all__ = ["Channel", "listened_to", "results_of", "set_trigger", "stats", "tensor", "wait_for_listener"]
 
 
 def set_trigger(db: Any, name: str, on: Sequence[Any], run: Sequence[Any], options: Sequence[Any] = ()) -> None:
@@ -33,6 +33,13 @@ def wait_for_listener(db: Any, channel: str, *, sharded: bool = False) -> None:
     """Wait until somebody listens to a channel."""
     command = "SHARDNUMSUB" if sharded else "NUMSUB"
     wait_until(lambda: db.execute_command("PUBSUB", command, channel)[1], f"somebody listens to {channel}")
+
+
+def listened_to(db: Any) -> list[Any]:
+    """What somebody listens to on behalf of users: channels, patterns, and streams that an executor reads."""
+    channels = [*db.pubsub_channels(), *db.pubsub_shardchannels()]
+    readers = [one["id"] for one in db.client_list() if one["name"] == "keyside-trigger-stream"]
+    return [name for name in channels if not name.startswith(b"ks:")] + [None] * db.pubsub_numpat() + readers
 
 
 def results_of(db: Any, stream: str) -> list[dict[str, Any]]:

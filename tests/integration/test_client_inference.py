@@ -252,6 +252,8 @@ async def test_a_job_that_takes_too_long(client: Any, db: redis_py.Redis) -> Non
     assert isinstance(caught.value, TimeoutError)
     with pytest.raises(errors.TimedOut):
         await client.execute("slow", more_models.turns_for(0.3), "y", timeout=0.1)
+    # Both runs have ended by now, which would hold up the next test too.
+    assert (await client.predict("slow", more_models.turns_for(0), timeout=30)).tolist() == [[0]]
     assert not db.exists("y")
 
 

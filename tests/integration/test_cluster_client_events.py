@@ -10,6 +10,7 @@ from tests import models
 from tests.clients import Connect, connector
 from tests.clusters import Grid, move, spread, until
 from tests.servers import Kind, Server
+from tests.triggers import listened_to
 
 import keyside
 from keyside import OnPublish, OnSet, Payload, errors
@@ -34,8 +35,16 @@ async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
 
 
 @pytest.fixture
-def client(connect: Connect, grid: Grid) -> Any:
+async def client(connect: Connect, grid: Grid) -> Any:
+    # That a trigger is gone comes to the other nodes later: none must be taken for one of this test.
+    await until(lambda: all(at_rest(node) for node in grid.cluster.primaries))
     return connect(grid.url, timeout=15)
+
+
+def at_rest(node: Server) -> bool:
+    """Whether a node has no triggers, and nobody listens there."""
+    with node.client() as db:
+        return not db.fcall_ro("AI_TRIGGERSCAN", 0, 0)[1] and not listened_to(db)
 
 
 def listens(grid: Grid, node: Server, key: str) -> bool:

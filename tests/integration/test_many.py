@@ -118,6 +118,7 @@ def answered(db: Any) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_many_callers_and_one_executor(callers: Any, server: Server, db: Any) -> None:
     with Executor(server):
         store_all(db)
@@ -128,6 +129,7 @@ def test_many_callers_and_one_executor(callers: Any, server: Server, db: Any) ->
 
 @pytest.mark.slow
 @REDIS
+@pytest.mark.timeout(240)
 def test_many_callers_while_an_executor_is_killed(callers: Any, server: Server, db: Any) -> None:
     with executors(server, 2) as (one, other):
         store_all(db)
@@ -142,6 +144,7 @@ def test_many_callers_while_an_executor_is_killed(callers: Any, server: Server, 
 
 @pytest.mark.slow
 @REDIS
+@pytest.mark.timeout(240)
 def test_many_callers_while_an_executor_is_stopped_and_woken(callers: Any, server: Server, db: Any) -> None:
     with executors(server, 2) as (zombie, other):
         store_all(db)

@@ -344,7 +344,7 @@ def test_a_client_is_killed_with_jobs_in_flight(executor: Executor, db: redis_py
     raw.put(db, "x", np.zeros((8000, 1), np.int64))
     script = """
         import sys, threading, numpy as np, keyside
-        client = keyside.Client(sys.argv[1], timeout=1)
+        client = keyside.Client(sys.argv[1], timeout=3)  # after which it would take its jobs back
         big = np.zeros((8000, 1), np.int64)
         for n in range(6):
             threading.Thread(target=client.predict, args=("slow", big), daemon=True).start()
@@ -372,7 +372,7 @@ def test_a_client_is_killed_with_jobs_in_flight(executor: Executor, db: redis_py
     def left(kinds: tuple[bytes, ...]) -> list[bytes]:
         return [key for key in db.scan_iter("ks:{*", count=1000) if key.partition(b"}:")[2].split(b":")[0] in kinds]
 
-    wait_until(lambda: not left(kinds), "nothing of it is left", 15)
+    wait_until(lambda: not left(kinds), "nothing of it is left", 20)
     for key in left((b"out",)):  # large outputs that a reply has named
         assert 0 < db.pttl(key) <= 60_000
 
@@ -419,8 +419,8 @@ def test_captures_that_are_evicted(redis_own: Server) -> None:
             wait_until(
                 lambda: (db.set("filler", b"x"), not all(db.exists(key) for key in captures))[1], "some are evicted"
             )
-            gone = sum(not db.exists(key) for key in captures)
             db.config_set("maxmemory", 0)
+            gone = sum(not db.exists(key) for key in captures)
             db.config_set("maxmemory-policy", "noeviction")
         lost = 0
         for handle in handles:

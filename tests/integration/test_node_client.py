@@ -1,5 +1,7 @@
 """The example client in Node.js: a second implementation of docs/protocol.md, run against a real executor."""
 
+import fcntl
+import filecmp
 import hashlib
 import io
 import shutil
@@ -31,9 +33,13 @@ def node() -> Node:
             pytest.skip(f"{program} is not installed")
     package = (EXAMPLE / "package.json").read_bytes()
     folder = ROOT / ".cache" / f"node-{hashlib.sha256(package).hexdigest()[:12]}"
-    shutil.copytree(EXAMPLE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
-    if not (folder / "node_modules" / ".package-lock.json").exists():  # which npm writes last
-        _install(folder)
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:  # other workers of this test run need it as well
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ignored = shutil.ignore_patterns("node_modules")
+        shutil.copytree(EXAMPLE, folder, dirs_exist_ok=True, ignore=ignored, copy_function=_renew)
+        if not (folder / "node_modules" / ".package-lock.json").exists():  # which npm writes last
+            _install(folder)
 
     def run(*arguments: str) -> str:
         done = subprocess.run(["node", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
@@ -41,6 +47,12 @@ def node() -> Node:
         return done.stdout
 
     return run
+
+
+def _renew(source: str, target: str) -> None:
+    """Copy a file, unless it is there as it is: somebody may be reading it."""
+    if not Path(target).exists() or not filecmp.cmp(source, target, shallow=False):
+        shutil.copy2(source, target)
 
 
 def _install(folder: Path) -> None:

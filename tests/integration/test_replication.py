@@ -107,7 +107,7 @@ def test_a_node_that_was_flushed_knows_all_again(nodes: Nodes) -> None:
     for one in (home, third):
         wait_until(partial(nodes.lacks, one, lost), "what it has lost is forgotten", 10)
     np.testing.assert_array_equal(raw.run(nodes.db(flushed), raw.predict(kept, X)).outputs["y"], 2 * X + 1)
-    assert nodes.converged()
+    wait_until(nodes.converged, "all are equal")
     raw.store(nodes.db(flushed), lost, models.affine(offset=4))
     wait_until(lambda: all(nodes.knows(one, lost) for one in nodes.servers), "it may be stored anew")
 
@@ -122,8 +122,7 @@ def test_a_node_that_restarts_with_nothing(nodes: Nodes) -> None:
     raw.call(nodes.db(home), "FCALL", "AI_MODELDEL", 1, name)
     other = nodes.name_on(home)
     raw.store(nodes.db(home), other, models.affine(offset=2))
-    wait_until(lambda: nodes.knows(restarted, other), "it knows what was stored meanwhile", 20)
-    assert not nodes.knows(restarted, name)
+    wait_until(lambda: nodes.knows(restarted, other) and not nodes.knows(restarted, name), "it knows what is new", 20)
     np.testing.assert_array_equal(raw.run(nodes.db(restarted), raw.predict(other, X)).outputs["y"], 2 * X + 2)
     wait_until(nodes.converged, "all are equal")
 
@@ -150,7 +149,7 @@ def test_slots_with_models_move(nodes: Nodes) -> None:
     source, target, third = nodes.servers
     name = nodes.name_on(source)
     raw.store(nodes.db(source), name, models.affine())
-    wait_until(lambda: nodes.knows(target, name), "all know it")
+    wait_until(partial(nodes.all_know, name), "all know it")
     slot = keys.slot(name)
     move(nodes.cluster, slot, source, target)
     try:
@@ -227,8 +226,9 @@ def test_until_the_catalog_is_complete_a_model_is_not_said_to_be_none(nodes: Nod
 
 def test_the_next_executor_goes_on_with_the_catalog(nodes: Nodes) -> None:
     server = nodes.servers[0]
+    lease = keys.NodeKeys(nodes.tag(server)).replicator
+    wait_until(lambda: nodes.db(server).get(lease), "the lease is held again")
     with Executor(server, **FAST):
-        lease = keys.NodeKeys(nodes.tag(server)).replicator
         holder = nodes.db(server).get(lease)
         first = nodes.executors[server]
         assert json.loads(nodes.db(server).get(keys.NodeKeys(nodes.tag(server)).executor(holder)))["pid"] == first.pid

@@ -38,6 +38,7 @@ from tests.raw import (
 )
 from tests.servers import Server, wait_until
 
+from keyside.tensorstore import npy
 from keyside.tensorstore.errors import KeysideError, ModelFailed, RunFailed, TimedOut, WrongType
 
 Array = np.ndarray[Any, Any]
@@ -103,8 +104,7 @@ def test_an_input_may_expire_after_submit(executor: Executor, db: Any, width: in
     store(db, "m", models.affine(width=width))
     x = floats(2, width)
     with paused(executor):
-        put(db, "x", x, px=50)
-        ticket = call(db, *execute("m", ["x"], ["y"]))
+        _, ticket = at_once(db, ("SET", "x", npy.to_bytes(x), "PX", 50), execute("m", ["x"], ["y"]))
         wait_until(lambda: not db.exists("x"), "x expires")
     answer(db, ticket)
     np.testing.assert_array_equal(get(db, "y"), 2 * x + 1)
@@ -276,7 +276,7 @@ def test_a_queue_is_first_in_first_out_across_models(spare: Executor, db: Any) -
         warm(db, name, more_models.turns_for(0))
     x = more_models.turns_for(0)
     call(db, *named("a", more_models.turns_for(0.15), "head"))
-    wait_until(partial(pending, db, 1, "SPARE"), "the head is claimed")
+    wait_until(lambda: db.llen("ks:{0}:t:order") or pending(db, 1, "SPARE"), "the head is claimed")
     at_once(db, *(named(word[0], x, word) for word in ("a1", "a2", "a3", "b1")))
     assert endings(db, 5) == [b"head", b"a1", b"a2", b"a3", b"b1"]
 

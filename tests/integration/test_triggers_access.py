@@ -48,6 +48,7 @@ def test_all_kinds_work_with_the_rights_of_the_role(world: access.World, executo
         assert channel.several(2)[0]["source"] == "k"
     # It may not change the server's configuration, and says what is to be set.
     wait_until(lambda: "notify-keyspace-events cannot be read here" in executor.output, "the log says what to set")
+    wait_until(db.pubsub_numpat, "it listens")
     db.config_set("notify-keyspace-events", "K$g")
     db.set("f:1", tensor(3))
     wait_until(lambda: db.xlen("seen"), "the write has a result")

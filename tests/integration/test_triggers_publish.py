@@ -170,7 +170,7 @@ def test_another_executor_goes_on(topic: str, redis: Server, db_redis: Any) -> N
             holder = db.get("ks:{0}:lead:t")
             first.pause()
             wait_until(lambda: db.get("ks:{0}:lead:t") not in (None, holder), "the other has the lease")
-            time.sleep(0.1)
+            wait_until(lambda: db.execute_command("PUBSUB", "NUMSUB", topic)[1] == 2, "the other listens too")
             db.publish(topic, tensor(2))
             assert channel.next()["outputs"]["y"]["values"] == [2]
             first.resume()  # it has the second message too
@@ -188,7 +188,7 @@ def test_a_killed_leader_is_replaced_before_its_lease_ends(topic: str, redis: Se
         set_trigger(db_redis, "t", ("PUBLISH", topic), ("echo", "INPUTS", 1, "VALUE", "{payload}"))
         wait_for_listener(db_redis, topic)
         with Executor(redis):
-            time.sleep(0.6)
+            wait_until(lambda: len(db_redis.pubsub_channels("ks:ear:*")) == 2, "the other could serve it")
             holder = db_redis.get("ks:{0}:lead:t")
             first.kill()
             wait_until(lambda: db_redis.get("ks:{0}:lead:t") not in (None, holder), "the other has the lease", 1.0)

@@ -83,7 +83,7 @@ def test_members_of_other_types(run: Any, server: Server, executor: Executor, ki
         else:
             channel.silent(0.8)
         if kind == "string":
-            assert "members of a schedule must be" in executor.output
+            wait_until(lambda: "members of a schedule must be" in executor.output, "the log says so")
 
 
 def test_a_round_of_many_does_not_fill_the_queue(run: Any, server: Server) -> None:

@@ -43,10 +43,11 @@ def target(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ready(target: Server) -> Iterator[Hand]:
-    """A model that takes anything, and data of all kinds."""
+    """A model that takes anything, and data of all kinds: anew for each test, since garbage may take it away."""
     with Hand(target.url_unix) as hand:
+        hand.do("FLUSHALL")
         hand.node = type(hand.node)(hand.beat("e1")[1])
         hand.store("{k}m", signature=FREE)
         hand.wire.call_many(

@@ -15,13 +15,13 @@ from tests.servers import Server
 def test_the_life_of_a_server(kind: Any) -> None:
     with Server(kind, maxmemory="64mb") as server:
         port = server.port
-        client = server.client(socket_timeout=0.2)
+        client, hasty = server.client(), server.client(socket_timeout=0.2)
         assert client.config_get("maxmemory")["maxmemory"] == str(64 << 20)
         with redis_py.Redis.from_url(server.url_tcp, protocol=2) as other:
             other.set("x", 1)
         server.pause()
-        with pytest.raises(redis_py.TimeoutError):
-            client.get("x")
+        with hasty, pytest.raises(redis_py.TimeoutError):
+            hasty.get("x")
         server.resume()
         assert client.get("x") == b"1"
         server.kill()
