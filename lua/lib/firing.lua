@@ -170,7 +170,7 @@ end
 
 -- Start the run of an event. Returns FIRED and the job; DROPPED or WAIT, for streams, whose entries are not lost, and why, or for how
 -- long; REFUSED and the text of an error that may pass; or ERROR and one that will not. Nothing has been counted but FIRED.
--- `later`: what is only to be done once all triggers of a call have started is put there.
+-- `later`: what is only to be done once all triggers of a call have started is put there. Until then firing.undo takes a start back.
 function firing.start(own, record, vars, source, chain, later)
   local waits = record.on == 'stream'
   if record.state ~= 'active' then
@@ -198,26 +198,25 @@ function firing.start(own, record, vars, source, chain, later)
     return FIRING_REFUSALS[string.match(text, '^%u+')] and 'REFUSED' or 'ERROR', text
   end
   local deadline = request.deadline
-  if rate then
-    redis.call('INCR', rate)
-    if fresh then
-      redis.call('PEXPIRE', rate, ('%.0f'):format(record.rate[2]))
+  local ends = deadline + jobs.REPLY_GRACE_MS
+  redis.call('ZADD', own.inflight .. record.key, ('%.0f'):format(ends), id)
+  firing.keep(own.inflight .. record.key, ends)
+  later[#later + 1] = function()
+    if rate then
+      redis.call('INCR', rate)
+      if fresh then
+        redis.call('PEXPIRE', rate, ('%.0f'):format(record.rate[2]))
+      end
     end
-  end
-  redis.call('ZADD', own.inflight .. record.key, ('%.0f'):format(deadline + jobs.REPLY_GRACE_MS), id)
-  firing.keep(own.inflight .. record.key, deadline + jobs.REPLY_GRACE_MS)
-  if live then
-    local back = live[2] and string.match(live[2], '^%S+')
-    live[live[1] and 2 or 1] = id .. ' ' .. ('%.0f'):format(deadline)
-    redis.call('HSET', own.latest .. record.key, firing_lane(record, source), table.concat(live, ' '))
-    firing.keep(own.latest .. record.key, deadline + jobs.REPLY_GRACE_MS)
-    later[#later + 1] = function()
+    if live then
+      local back = live[2] and string.match(live[2], '^%S+')
+      live[live[1] and 2 or 1] = id .. ' ' .. ('%.0f'):format(deadline)
+      redis.call('HSET', own.latest .. record.key, firing_lane(record, source), table.concat(live, ' '))
+      firing.keep(own.latest .. record.key, ends)
       if back and firing_back(own, record, back) then
         events.count(own, record.key, 'coalesced')
       end
     end
-  end
-  later[#later + 1] = function()
     events.count(own, record.key, 'fired')
   end
   return 'FIRED', id, deadline

@@ -129,6 +129,29 @@ def test_a_full_queue_is_said_to_the_caller(hand: Hand, ear: Ear) -> None:
     hand.fcall("AI_LIMITSET", ["m"], "JOBS", 0)
 
 
+def test_what_was_taken_back_uses_up_no_rate_and_replaces_nothing(hand: Hand) -> None:
+    for name in "tu":
+        onset(hand, name, "a:{x}", "RATE", 4, "PER", 60_000, "COALESCE")
+    hand.fcall("AI_LIMITSET", ["m"], "JOBS", 5)
+    write(hand, "a:1")
+    write(hand, "a:1")
+    before = {key: hand.do("DUMP", key) for key in hand.do("KEYS", "*") if b":t:" not in key}
+    for _ in range(3):
+        with pytest.raises(Busy):
+            write(hand, "a:1")
+    after = {key: hand.do("DUMP", key) for key in hand.do("KEYS", "*") if b":t:" not in key}
+    assert {key for key in {*before, *after} if before.get(key) != after.get(key)} <= {
+        b"ks:{0}:jobs:CPU",  # the stream knows which id it gave last
+        b"ks:{0}:stats",  # what was refused is counted
+    }
+    hand.fcall("AI_LIMITSET", ["m"], "JOBS", 0)
+    for _ in range(3):
+        write(hand, "a:1")
+    for name in "tu":
+        found = info(hand, name)
+        assert (found["fired"], found["dropped"], found["coalesced"], found["inflight"]) == (4, 1, 2, 2)
+
+
 def test_a_large_tensor_leaves_no_copy_where_its_run_was_taken_back(hand: Hand) -> None:
     onset(hand, "t", "a:{x}")
     onset(hand, "u", "a:{x}")
