@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from keyside.executor.backends.base import Array
 from keyside.executor.dag_job import DagJob
+from keyside.executor.extras import NOTHING
 from keyside.executor.model import Model
 from keyside.executor.protocol import Job
 
@@ -26,11 +27,10 @@ class Composite(Model):
         self.base = base
         self.members = members
         self.max_rows, self.min_rows = 1, 0
-        extra = job.extra or {}
-        function: bytes | None = extra.get(b"f")
-        self._function = None if function is None else _text(function)
-        self._keys = [_text(key) for key in extra.get(b"k", ())]
-        self._args = [_text(arg) for arg in extra.get(b"a", ())]
+        extra = job.extra or NOTHING
+        self._function = extra.function
+        self._keys = extra.key_names
+        self._args = extra.args
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run it; see `LoadedModel.run`."""
@@ -41,6 +41,10 @@ class Composite(Model):
     def name_outputs(self, count: int) -> list[str]:
         """Return the names of so many outputs; those of a script are called 0, 1, .."""
         return super().name_outputs(count) if self._function is None else [str(n) for n in range(count)]
+
+    def quicker_than(self, seconds: float) -> bool:
+        """Whether it is known to run in less time than that."""
+        return self.base.quicker_than(seconds)
 
     def timed(self, seconds: float) -> None:
         """Take note of how long a run took."""
@@ -100,9 +104,4 @@ def make_whole(job: Job, found: Mapping[str, Model]) -> Model:
 
 def members_of(job: Job) -> list[tuple[str, str, bytes]]:
     """Return what the graph of a job runs: target, id of the version, and key of its model."""
-    listed = (job.extra or {}).get(b"m", ())
-    return [(_text(target), model.decode(), key) for target, model, key, _ in listed]
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+    return [] if job.extra is None else job.extra.members

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from keyside.executor.backends.base import Array
 from keyside.executor.dag import DagResult, run_dag
+from keyside.executor.extras import NOTHING
 from keyside.executor.model import Model
 from keyside.executor.protocol import INLINE_OUTPUT, Job
 from keyside.executor.replies import Replies
@@ -36,12 +37,12 @@ class DagJob(Model):
         self.run_limit_s = sum(limits) if all(limits) else 0.0
         self.replies = Replies(self.title, INLINE_OUTPUT)
         self.result: DagResult | None = None
-        self._program = (job.extra or {}).get(b"d")
+        self._program = (job.extra or NOTHING).get(b"d")
         self._members = members
 
     @staticmethod
     def _count(job: Job) -> int:
-        program = (job.extra or {}).get(b"d")
+        program = (job.extra or NOTHING).get(b"d")
         operations = program.get(b"o") if isinstance(program, dict) else None
         return len(operations) if isinstance(operations, list) else 1
 

@@ -1,14 +1,14 @@
 """The members of graphs and DAGs: what a composite calls, bound by position or by name and checked before."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from keyside.executor.backends.base import Array, Member, one_line
 from keyside.tensorstore import dtypes
 from keyside.tensorstore.errors import BadDtype, BadInput, BadShape, KeysideError, RunFailed
 from keyside.tensorstore.records import TensorSpec
 
-__all__ = ["call_member", "check_tensor", "run_member"]
+__all__ = ["call_member", "check_inputs", "find_member", "run_checked", "run_member"]
 
 
 def run_member(
@@ -34,12 +34,12 @@ def run_member(
         RunFailed: the model fails.
         KeysideError: what else a model may raise.
     """
-    member = _find(members, target)
-    arrays = _bind_inputs(member, inputs)
-    specs = member.signature.inputs
-    for spec, array in zip(specs, arrays, strict=True):
-        check_tensor(member.title, spec, array)
-    results = _run(member, lambda: member.run_with(arrays, members) if member.is_graph else member.run(arrays))
+    member = find_member(members, target)
+    if isinstance(inputs, Mapping):
+        if set(inputs) != set(member.names):
+            raise BadInput(f"{member.title!r} takes {', '.join(member.names)}; got {', '.join(inputs) or 'nothing'}")
+        inputs = [inputs[name] for name in member.names]
+    results = run_checked(member, inputs, members)
     if not isinstance(outputs, Mapping):
         return _by_position(member.title, results, outputs)
     names = member.output_names or [f"output_{n}" for n in range(len(results))]
@@ -48,6 +48,20 @@ def run_member(
     if missing is not None:
         raise BadInput(f"{member.title!r} has no output {missing!r}; it gives {', '.join(names)}")
     return {local: found[name] for name, local in outputs.items()}
+
+
+def run_checked(member: Member, inputs: Sequence[Array], members: Mapping[str, Member]) -> list[Array]:
+    """Run a model or a graph on inputs by position, and take note of how long that took; see `run_member`."""
+    member.check(inputs)
+    began = time.perf_counter()
+    try:
+        results = member.run_with(inputs, members) if member.is_graph else member.run(inputs)
+    except KeysideError:
+        raise
+    except Exception as error:
+        raise _failed(error) from error
+    member.timed(time.perf_counter() - began)
+    return results
 
 
 def call_member(
@@ -60,18 +74,35 @@ def call_member(
     args: Sequence[str],
 ) -> dict[str, Array]:
     """Call a function of a script; see `run_member`."""
-    member = _find(members, target)
-    results = _run(member, lambda: member.call(function, inputs, keys, args))
+    member = find_member(members, target)
+    began = time.perf_counter()
+    try:
+        results = member.call(function, inputs, keys, args)
+    except KeysideError:
+        raise
+    except Exception as error:
+        raise _failed(error) from error
+    member.timed(time.perf_counter() - began)
     return _by_position(member.title, results, outputs)
 
 
-def check_tensor(title: str, spec: TensorSpec, array: Array) -> None:
-    """Check an array against a signature.
+def check_inputs(title: str, specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
+    """Check arrays against a signature.
 
     Raises:
-        BadDtype: its dtype is another.
-        BadShape: its shape does not fit.
+        BadInput: there are more or fewer than it has.
+        BadDtype: the dtype of one is another.
+        BadShape: the shape of one does not fit.
     """
+    if len(arrays) != len(specs):
+        raise BadInput(
+            f"{title!r} takes {len(specs)} inputs, {', '.join(spec.name for spec in specs)}; got {len(arrays)}"
+        )
+    for spec, array in zip(specs, arrays, strict=True):
+        _check_tensor(title, spec, array)
+
+
+def _check_tensor(title: str, spec: TensorSpec, array: Array) -> None:
     if spec.dtype:
         dtype = dtypes.of(array.dtype).name
         if spec.dtype != dtype:
@@ -85,34 +116,21 @@ def check_tensor(title: str, spec: TensorSpec, array: Array) -> None:
         )
 
 
-def _find(members: Mapping[str, Member], target: str) -> Member:
+def find_member(members: Mapping[str, Member], target: str) -> Member:
+    """Return a member by its target.
+
+    Raises:
+        BadInput: there is none.
+    """
     member = members.get(target)
     if member is None:
         raise BadInput(f"{target!r} was not resolved when the job was submitted")
     return member
 
 
-def _run(member: Member, run: Callable[[], list[Array]]) -> list[Array]:
-    began = time.perf_counter()
-    try:
-        found = run()
-    except KeysideError:
-        raise
-    except Exception as error:  # a plug-in's backend may raise anything
-        raise RunFailed(f"{type(error).__name__}: {one_line(error)}") from error
-    member.timed(time.perf_counter() - began)
-    return found
-
-
-def _bind_inputs(member: Member, inputs: Sequence[Array] | Mapping[str, Array]) -> list[Array]:
-    names = member.names
-    if isinstance(inputs, Mapping):
-        if set(inputs) != set(names):
-            raise BadInput(f"{member.title!r} takes {', '.join(names)}; got {', '.join(inputs) or 'nothing'}")
-        return [inputs[name] for name in names]
-    if len(inputs) != len(names):
-        raise BadInput(f"{member.title!r} takes {len(names)} inputs, {', '.join(names)}; got {len(inputs)}")
-    return list(inputs)
+def _failed(error: Exception) -> RunFailed:
+    """Return the error of a run in which something was raised that is none of ours: a plug-in may raise anything."""
+    return RunFailed(f"{type(error).__name__}: {one_line(error)}")
 
 
 def _by_position(title: str, results: Sequence[Array], outputs: Sequence[str]) -> dict[str, Array]:

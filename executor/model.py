@@ -5,6 +5,7 @@ from typing import Any
 
 from keyside.executor import script_metrics
 from keyside.executor.backends.base import Array, GraphModel, LoadedModel, ScriptModel
+from keyside.executor.members import check_inputs
 from keyside.executor.protocol import INLINE_OUTPUT, Job
 from keyside.executor.replies import Replies
 from keyside.tensorstore import dtypes
@@ -57,7 +58,10 @@ class Model:
         self.loaded = loaded
         self.digest = ""
         self.signature: Signature = loaded.signature
-        self.is_graph = isinstance(loaded, GraphModel)
+        # Once, as looking whether a class has all the methods of a protocol takes longer than a small run.
+        self._script = loaded if isinstance(loaded, ScriptModel) else None
+        self._graph = loaded if isinstance(loaded, GraphModel) else None
+        self.is_graph = self._graph is not None
         self.nbytes = loaded.nbytes
         self.names = [spec.name for spec in self.signature.inputs]
         self.output_names = None if self.signature.outputs is None else [spec.name for spec in self.signature.outputs]
@@ -70,6 +74,17 @@ class Model:
         self.replies = Replies(self.title, INLINE_OUTPUT)
         self._forms: dict[tuple[int, ...], tuple[int, Stack | None, Sequence[Header]]] = {}
         self._stacks: dict[Any, Stack] = {}
+        self._fitting: set[Any] = set()
+
+    def check(self, inputs: Sequence[Array]) -> None:
+        """Check arrays against the signature; see `Member.check`. What has fitted once is not looked at again."""
+        form = tuple([(array.dtype, array.shape) for array in inputs])
+        if form in self._fitting:
+            return
+        check_inputs(self.title, self.signature.inputs, inputs)
+        if len(self._fitting) >= _FORMS:
+            self._fitting.clear()
+        self._fitting.add(form)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run it; see `LoadedModel.run`."""
@@ -82,11 +97,11 @@ class Model:
             BadArg: it is no script, or has no such function.
             RunFailed: it failed; the text names the function, and where in it.
         """
-        if not isinstance(self.loaded, ScriptModel):
+        if self._script is None:
             raise BadArg(f"{self.title!r} is no script, it has no function {function!r}")
         try:
-            with script_metrics.running(self.key):
-                return self.loaded.call(function, tensors, keys, args)
+            with script_metrics.Running(self.key):
+                return self._script.call(function, tensors, keys, args)
         except RunFailed as error:
             raise RunFailed(f"function {function!r} of {self.title!r}: {error.text}") from error
 
@@ -96,9 +111,9 @@ class Model:
         Raises:
             BadArg: it is no graph.
         """
-        if not isinstance(self.loaded, GraphModel):
+        if self._graph is None:
             raise BadArg(f"{self.title!r} is no graph")
-        return self.loaded.run_with(inputs, members)
+        return self._graph.run_with(inputs, members)
 
     def name_outputs(self, count: int) -> list[str]:
         """Return the names of so many outputs: its own, if it has any."""

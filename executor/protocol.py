@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 from numpy.typing import NDArray
 
+from keyside.executor.extras import MODEL_ID, MOST, BadEntry, Extra, read_extra
 from keyside.tensorstore import npy
 from keyside.tensorstore.errors import BadNpy, InputLost, KeysideError
 from keyside.tensorstore.resp import Argument
@@ -32,10 +33,6 @@ __all__ = [
 GROUP = b"ks"
 INLINE_OUTPUT = 32 * 1024
 """Outputs up to this many bytes ride in KS_COMPLETE or in the reply."""
-
-
-class BadEntry(ValueError):
-    """A stream entry that no function of ours has made."""
 
 
 Ref = tuple[str, bytes]
@@ -86,8 +83,8 @@ class Job:
         values: the inputs as npy files, once they are all here.
         headers: what their headers say.
         claimed: when it was read, monotonic seconds.
-        extra: what goes along with a script, a graph or a trigger (docs/protocol.md section 7); None:
-            a plain run of a model.
+        extra: what goes along with a script, a graph or a trigger (docs/protocol.md section 7); None: a plain run of a
+            model.
         decoded: whether the inputs are all here.
     """
 
@@ -151,7 +148,7 @@ class Job:
         self.rows = 0
         self.group: Any = None
         self.claimed = 0.0
-        self.extra: dict[bytes, Any] | None = None
+        self.extra: Extra | None = None
         self.decoded = False
 
     @property
@@ -231,10 +228,8 @@ def _read(key: bytes, value: Any) -> npy.Header:
 
 _COMPOSED = frozenset((b"f", b"m", b"d"))
 _CAPTURE = re.compile(rb"cks:\{[^}]+\}:cap:")
-_MODEL_ID = re.compile(rb"[A-Za-z0-9]{1,64}-[1-9][0-9]{0,15}")
 NO_MODEL = b"0-1"
 """In place of a model's id in a job that is for none, a DAG."""
-_MOST = 2**53 - 1
 _TYPES = (int, bytes, bytes, bytes, int, int, bytes, bytes, list, list, list, int)
 _FIELDS = len(_TYPES)
 _INLINE = frozenset((b"v",))
@@ -272,7 +267,7 @@ def parse_entry(queue: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
         else:
             inputs, keyed = _sources(modes, fields), True
             end = 2 + 2 * modes.count(b"v")
-        extra = _read_extra(fields[end + 1]) if len(fields) > end + 1 and fields[end] == b"x" else None
+        extra = read_extra(fields[end + 1]) if len(fields) > end + 1 and fields[end] == b"x" else None
         if not modes and header[1] == b"run" and extra is None:
             raise BadEntry("a run without inputs")
         for texts in (header[9], header[10]):
@@ -286,37 +281,6 @@ def parse_entry(queue: str, entry_id: bytes, fields: Sequence[bytes]) -> Job:
     job = Job(queue, entry_id, header, inputs, keyed=keyed)
     job.extra = extra
     return job
-
-
-def _read_extra(raw: bytes) -> dict[bytes, Any]:
-    """Read the field x: a map whose lists hold what they should."""
-    extra = msgpack.unpackb(raw, raw=True, strict_map_key=False)
-    if type(extra) is not dict:
-        raise BadEntry("x is not a map")
-    if type(extra.get(b"f", b"")) is not bytes:
-        raise BadEntry("x names no function")
-    for name in (b"k", b"a", b"e"):
-        texts = _listed(extra, name)
-        if any(type(text) is not bytes for text in texts):
-            raise BadEntry("x has a text that is none")
-    if b"e" in extra and len(extra[b"e"]) < 2:  # trigger and source
-        raise BadEntry("x names no source of an event")
-    for member in _listed(extra, b"m"):
-        if type(member) is not list or tuple(map(type, member)) != (bytes, bytes, bytes, int):
-            raise BadEntry("x has a member that is none")
-        if not _MODEL_ID.fullmatch(member[1]) or not 0 < member[3] <= _MOST:
-            raise BadEntry("a member is no version of a model")
-    return extra
-
-
-def _listed(extra: dict[bytes, Any], name: bytes) -> list[Any]:
-    found = extra.get(name)
-    if found is None or found == {}:  # Lua has one kind of empty table
-        extra.pop(name, None)
-        return []
-    if type(found) is not list:
-        raise BadEntry("x has something else than a list")
-    return found
 
 
 def _sources(modes: Sequence[Any], fields: Sequence[bytes]) -> list[Any]:
@@ -352,19 +316,19 @@ def _check_header(header: Sequence[Any]) -> None:
             raise BadEntry(f"its format is {form}, not 1")
         if op not in (b"run", b"load", b"look"):
             raise BadEntry("its operation is neither run nor load nor look")
-        if not _MODEL_ID.fullmatch(model) or not 0 < version <= _MOST:
+        if not MODEL_ID.fullmatch(model) or not 0 < version <= MOST:
             raise BadEntry("it names no version of a model")
         if len(_CHECKED) >= _CHECKED_MAX:
             _CHECKED.clear()
         _CHECKED.add(front)
-    if not 0 <= deadline <= _MOST or not 0 <= header[11] <= _MOST or not _is_mark(header):
+    if not 0 <= deadline <= MOST or not 0 <= header[11] <= MOST or not _is_mark(header):
         raise BadEntry("a number is out of range")
     if op == b"run" and not deadline:
         raise BadEntry("a run without a deadline")
 
 
 def _is_mark(header: Sequence[Any]) -> bool:
-    return len(header) == _FIELDS or (type(header[_FIELDS]) is int and 0 <= header[_FIELDS] <= _MOST)
+    return len(header) == _FIELDS or (type(header[_FIELDS]) is int and 0 <= header[_FIELDS] <= MOST)
 
 
 class Finished:

@@ -136,7 +136,7 @@ class Runner:
         """Finish jobs of equal rows whose outputs go into the reply, as nearly all do; None: these do not."""
         rows = jobs[0].rows
         for job in jobs:
-            if job.outputs or job.rows != rows or job.extra is not None:
+            if job.outputs or job.rows != rows or (job.extra is not None and (job.is_dag or job.trigger is not None)):
                 return None
         try:
             replies = model.replies.make(model.name_outputs(len(results)), results, len(jobs), rows)

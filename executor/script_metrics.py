@@ -1,6 +1,5 @@
 """What scripts and functions measure themselves, by one line in them; exported as `keyside_custom_metric`."""
 
-import contextlib
 import logging
 import math
 import re
@@ -12,7 +11,7 @@ from typing import Any, Final, TextIO
 from prometheus_client.core import SummaryMetricFamily
 from prometheus_client.metrics_core import Metric
 
-__all__ = ["MAX_NAMES", "CustomMetrics", "collected", "observe", "printing", "running"]
+__all__ = ["MAX_NAMES", "CustomMetrics", "Printing", "Running", "collected", "observe"]
 
 MAX_NAMES: Final = 200
 """Of all scripts together; what comes then is counted under OTHER."""
@@ -24,7 +23,16 @@ MAX_LOGGED: Final = 2_000
 _METRIC: Final = re.compile(r"metric (\S+) +(\S+)\s*(?:\n?\[ \w+\{[\d,]*\} \])?\s*", re.ASCII)
 
 _log = logging.getLogger("keyside.script")
-_now = threading.local()
+
+
+class _Now(threading.local):
+    """What this thread runs, and for whom it prints."""
+
+    script = ""
+    printing = ""
+
+
+_now = _Now()
 
 
 class CustomMetrics:
@@ -67,15 +75,20 @@ def collected() -> Iterator[Metric]:
     return _metrics.collect()
 
 
-@contextlib.contextmanager
-def running(script: str) -> Iterator[None]:
-    """Let what this thread measures or prints be that of a script."""
-    before = getattr(_now, "script", "")
-    _now.script = script
-    try:
-        yield
-    finally:
-        _now.script = before
+class Running:
+    """Lets what this thread measures or prints be that of a script; a context manager."""
+
+    __slots__ = ("_before", "_script")
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+
+    def __enter__(self) -> None:
+        self._before = _now.script
+        _now.script = self._script
+
+    def __exit__(self, *_: object) -> None:
+        _now.script = self._before
 
 
 def observe(name: str, value: Any) -> None:
@@ -88,7 +101,7 @@ def observe(name: str, value: Any) -> None:
     Raises:
         ValueError: it is no number. Likewise TypeError.
     """
-    _metrics.observe(getattr(_now, "script", ""), str(name), float(value))
+    _metrics.observe(_now.script, str(name), float(value))
 
 
 class _Output:
@@ -99,7 +112,7 @@ class _Output:
 
     def write(self, text: str) -> int:
         """Take one text; torch hands over a whole call of print at once."""
-        script = getattr(_now, "printing", "")
+        script = _now.printing
         if not script:
             return self._other.write(text)
         _take(script, text)
@@ -123,17 +136,19 @@ def _take(script: str, text: str) -> None:
         _log.info("script %s: %s", script, text.strip()[:MAX_LOGGED])
 
 
-@contextlib.contextmanager
-def printing() -> Iterator[None]:
-    """Take what TorchScript prints on this thread: its metrics, and lines for the log.
+class Printing:
+    """Takes what TorchScript prints on this thread: its metrics, and lines for the log; a context manager.
 
     Torch writes to `sys.stdout` as it is at that moment, from the thread that runs the script.
     """
-    if not isinstance(sys.stdout, _Output):
-        sys.stdout = _Output(sys.stdout)
-    before = getattr(_now, "printing", "")
-    _now.printing = getattr(_now, "script", "") or "script"
-    try:
-        yield
-    finally:
-        _now.printing = before
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        if type(sys.stdout) is not _Output:
+            sys.stdout = _Output(sys.stdout)
+        self._before = _now.printing
+        _now.printing = _now.script or "script"
+
+    def __exit__(self, *_: object) -> None:
+        _now.printing = self._before

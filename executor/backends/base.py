@@ -108,6 +108,10 @@ class Member(Protocol):
     signature: Signature
     is_graph: bool
 
+    def check(self, inputs: Sequence[Array]) -> None:
+        """Check arrays against its signature; see `members.check_inputs`."""
+        ...
+
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run it on arrays in the order of its signature."""
         ...

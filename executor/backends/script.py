@@ -1,5 +1,6 @@
 """The SCRIPT backend: TorchScript source, compiled here, called by the names of its functions."""
 
+import contextlib
 import importlib.util
 import re
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 from keyside.executor import script_metrics
 from keyside.executor.backends import script_check
 from keyside.executor.backends.base import Array, contiguous, one_line
-from keyside.executor.backends.torch import dense, device_of, prepare
+from keyside.executor.backends.torch import device_of, prepare, to_numpy
 from keyside.tensorstore.errors import BadArg, BadModel, RunFailed
 from keyside.tensorstore.records import Signature
 
@@ -75,11 +76,11 @@ class ScriptBackend:
         target = device_of(device)
         unit = _compile(source.text)
         functions = {function.name: function for function in unit.get_functions()}
-        mutates = script_check.check_graphs(list(functions.values()))
+        habits = script_check.check_graphs(list(functions.values()))
         for name in wanted:
             script_check.check_entry_point(functions[name].schema, name)
         calls = {name: functions[name] for name in wanted}
-        return ScriptModel(calls, source.text, target, mutates=mutates, unit=unit)
+        return ScriptModel(calls, source.text, target, habits=habits, unit=unit)
 
 
 def _compile(text: str) -> Any:
@@ -108,7 +109,9 @@ class ScriptModel:
 
     stackable = False
 
-    def __init__(self, functions: Mapping[str, Any], text: str, target: Any, *, mutates: bool, unit: Any) -> None:
+    def __init__(
+        self, functions: Mapping[str, Any], text: str, target: Any, *, habits: script_check.Habits, unit: Any
+    ) -> None:
         import torch
 
         self.signature = Signature((), None)
@@ -117,7 +120,8 @@ class ScriptModel:
         self._unit = unit  # owns the functions
         self._text = text
         self._target = None if target.type == "cpu" else target
-        self._mutates = mutates
+        self._mutates = habits.mutates
+        self._listen = script_metrics.Printing if habits.prints else contextlib.nullcontext
         self._torch = torch
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:  # noqa: ARG002  # of the protocol
@@ -145,7 +149,7 @@ class ScriptModel:
             raise BadArg(f"Function {function} does not exist in the given script.")
         torch = self._torch
         try:
-            with script_metrics.printing(), torch.inference_mode():
+            with self._listen(), torch.inference_mode():
                 result = found([self._take(one) for one in tensors], list(keys), list(args))
                 return [self._give(value) for value in _tensors(result, function, torch.Tensor)]
         except RunFailed:
@@ -168,7 +172,7 @@ class ScriptModel:
         return tensor if self._target is None else tensor.to(self._target)
 
     def _give(self, value: Any) -> Array:
-        array: Array = dense(value).numpy()
+        array = to_numpy(value)
         if array.dtype.kind == "c":
             raise RunFailed("the script gave a complex tensor; return its real and imaginary parts")
         return contiguous(array)

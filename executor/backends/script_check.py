@@ -227,19 +227,28 @@ def check_entry_point(schema: Any, name: str) -> None:
         raise BadModel(f"Wrong inputs type in function {name}. Expected signature similar to: {SIGNATURE.format(name)}")
 
 
-def check_graphs(functions: Sequence[Any]) -> bool:
+class Habits(NamedTuple):
+    """What a script does.
+
+    Attributes:
+        mutates: whether it may change the tensors that it is given.
+        prints: whether it may print.
+    """
+
+    mutates: bool
+    prints: bool
+
+
+def check_graphs(functions: Sequence[Any]) -> Habits:
     """Check the operators of compiled functions.
 
     Args:
         functions: all that the script defines, each after those that it calls or before.
 
-    Returns:
-        Whether they may change the tensors that they are given.
-
     Raises:
         BadModel: an operator is not allowed, or they call each other too often to be compiled into one.
     """
-    mutates = False
+    mutates = prints = False
     sizes: dict[str, int] = {}
     calls: dict[str, list[str]] = {}
     for function in functions:
@@ -251,13 +260,13 @@ def check_graphs(functions: Sequence[Any]) -> bool:
             namespace, _, operator = kind.partition("::")
             if kind == "prim::CallFunction":
                 calls[function.name].append(next(node.inputs()).node().s("name"))
-            elif kind != "prim::Print" and (
-                namespace not in torch_check.NAMESPACES or operator in torch_check.WORDS or operator in _KINDS_REFUSED
-            ):
+            elif kind == "prim::Print":
+                prints = True
+            elif namespace not in torch_check.NAMESPACES or operator in torch_check.WORDS or operator in _KINDS_REFUSED:
                 raise BadModel(f"the script uses the operator {kind}, which is not allowed")
             mutates = mutates or "!" in str(node.schema())  # as in `aten::add_.Tensor(Tensor(a!) self, ..`
     _check_inlined(sizes, calls)
-    return mutates
+    return Habits(mutates, prints)
 
 
 def _check_inlined(sizes: dict[str, int], calls: dict[str, list[str]]) -> None:

@@ -15,7 +15,7 @@ from keyside.executor.backends.warmup import warm_up
 from keyside.tensorstore.errors import BadModel, ModelFailed, RunFailed
 from keyside.tensorstore.records import Signature, TensorSpec
 
-__all__ = ["TorchBackend", "TorchModel", "dense", "device_of", "prepare"]
+__all__ = ["TorchBackend", "TorchModel", "device_of", "prepare", "to_numpy"]
 
 # What a small module takes besides its weights.
 MODULE_BYTES: Final = 512 << 10
@@ -139,17 +139,23 @@ class TorchModel:
     def _give(self, value: Any) -> Array:
         if not isinstance(value, self._tensor):
             raise RunFailed(_not_tensors(value))
-        try:
-            array: Array = value.numpy()
-        except (RuntimeError, TypeError):
-            array = dense(value).numpy()
+        array = to_numpy(value)
         if array.dtype.kind == "c":
             raise RunFailed("the model gave a complex tensor; return its real and imaginary parts")
         # A model that changes tensors in place may change what it has returned, in its next run.
         return array.copy() if self._mutates else contiguous(array)
 
 
-def dense(tensor: Any) -> Any:
+def to_numpy(tensor: Any) -> Array:
+    """Return a tensor as an array: its own memory, where NumPy can look into that."""
+    try:
+        plain: Array = tensor.numpy()
+    except (RuntimeError, TypeError):
+        plain = _dense(tensor).numpy()
+    return plain
+
+
+def _dense(tensor: Any) -> Any:
     """Return a tensor as one that NumPy can look into."""
     import torch
 

@@ -4,6 +4,7 @@
 local submit = {}
 
 local GRAPH_DEPTH = 8 -- graphs within each other
+local MEMBERS_KEPT = 1000 -- of a graph; Lua hands over no more arguments than some thousands
 
 -- The end of the header of an entry whose inputs all ride in it and whose outputs ride in the reply: as nearly all do.
 local plain_ends = {}
@@ -121,13 +122,45 @@ local function add_members(own, record, members, path)
   return members
 end
 
--- The members of a graph as the field `m` of what goes along with its job.
+-- The members of a graph or DAG as the field `m` of what goes along with its job.
 function submit.members(own, record)
-  local found = {}
-  for n, member in ipairs(add_members(own, record, {}, { [record.id] = true, record.title })) do
-    found[n] = member
+  local list = {}
+  local found = add_members(own, record, {}, { [record.id] = true, record.title })
+  for n, member in ipairs(found) do
+    list[n] = member
   end
-  return found
+  return list, found
+end
+
+-- Whether the catalog still says of all members what it said before; then this caller must be allowed to use them, too.
+local function same_members(own, known)
+  for n, raw in ipairs(redis.call('HMGET', own.catalog, unpack(known.targets))) do
+    if raw ~= known.raws[n] then
+      return false
+    end
+  end
+  for _, member in ipairs(known.records) do
+    submit.check_use(member)
+  end
+  return true
+end
+
+-- The members of a graph, also packed as all that goes along with its job. Kept with its record while none of them changes.
+local function known_members(own, record)
+  local known = record.members
+  if known and same_members(own, known) then
+    return known
+  end
+  local list, found = submit.members(own, record)
+  known = { list = list, packed = cmsgpack.pack({ m = list }), targets = {}, records = {} }
+  for n, member in ipairs(list) do
+    known.targets[n], known.records[n] = member[1], found[member[1]]
+  end
+  if list[1] and #list <= MEMBERS_KEPT then
+    known.raws = redis.call('HMGET', own.catalog, unpack(known.targets))
+    record.members = known
+  end
+  return known
 end
 
 -- A target that did not fail, and that this caller may use.
@@ -185,8 +218,12 @@ function submit.check_kind(own, record, request)
     end
   end
   if record.uses then
-    extra.m = submit.members(own, record)
-    request.extra = extra
+    local known = known_members(own, record)
+    if request.extra then
+      extra.m = known.list
+    else
+      request.extra = known.packed
+    end
   end
 end
 

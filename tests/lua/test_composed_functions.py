@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tests.lua.jobs import ONE, ROW, Hand
+from tests.servers import Server
 
 from keyside.tensorstore.errors import KeysideError
 
@@ -31,6 +32,43 @@ def test_a_graph_goes_with_what_it_runs(hand: Hand) -> None:
     assert [(target, key, version) for target, _, key, version in found] == [
         (b"a", b"a", 1), (b"inner", b"inner", 1), (b"b", b"b", 1), (b"b@1", b"b", 1),
     ]  # fmt: skip
+
+
+def test_what_a_graph_runs_is_what_the_catalog_says_at_each_call(hand: Hand, server: Server) -> None:
+    for name in ("a", "b"):
+        store(hand, name)
+    store(hand, "inner", "GRAPH", uses=["b"])
+    store(hand, "outer", "GRAPH", uses=["a", "inner"])
+
+    def versions() -> dict[bytes, int]:
+        hand.predict(target="outer")
+        return {target: version for target, _, _, version in extra_of(hand)[b"m"]}
+
+    for _ in range(2):
+        assert versions() == {b"a": 1, b"inner": 1, b"b": 1}
+    store(hand, "b2")
+    hand.fcall("AI_MODELSTORE", ["b"], "ONNX", "CPU", "BLOB", "another blob of b")
+    assert hand.publish("b", 2, ONE) == 1
+    for _ in range(2):
+        assert versions() == {b"a": 1, b"inner": 1, b"b": 2}
+    hand.fcall("AI_MODELSTORE", ["inner"], "GRAPH", "CPU", "OPTIONS", json.dumps({"uses": ["b2"]}), "BLOB", "other")
+    assert hand.publish("inner", 2, ONE) == 1
+    for _ in range(2):
+        assert versions() == {b"a": 1, b"inner": 2, b"b2": 1}
+    hand.do("ACL", "SETUSER", "bob", "on", "nopass", "+@all", "~ks:*", "~outer", "~inner", "~a")
+    try:
+        with Hand(f"unix://bob:@{server.socket}") as bob, pytest.raises(KeysideError, match=r"^NOPERM .*'b2@1'"):
+            bob.predict(target="outer")
+    finally:
+        hand.do("ACL", "DELUSER", "bob")
+    assert versions() == {b"a": 1, b"inner": 2, b"b2": 1}
+    hand.fcall("AI_MODELDEL", ["b2"])
+    with pytest.raises(KeysideError, match=r"^NOMODEL no model 'b2'"):
+        hand.predict(target="outer")
+    store(hand, "b2")
+    assert versions() == {b"a": 1, b"inner": 2, b"b2": 1}
+    hand.fcall("AI_LIMITSET", ["a"], "JOBS", 5)  # which stands in its record, too
+    assert versions() == {b"a": 1, b"inner": 2, b"b2": 1}
 
 
 def test_graphs_in_a_circle(hand: Hand) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.lua.jobs import ONE, ROW, Hand
 
+from keyside.executor.extras import NOTHING
 from keyside.executor.protocol import Job
 from keyside.tensorstore import npy
 from keyside.tensorstore.records import Signature, TensorSpec
@@ -37,7 +38,7 @@ def submit(hand: Hand, names: list[Any], *args: Any) -> Job:
 
 
 def program(job: Job) -> tuple[Any, Any, Any]:
-    found = (job.extra or {})[b"d"]
+    found = (job.extra or NOTHING)[b"d"]
     return tuple(found[field] or [] for field in (b"n", b"o", b"p"))  # type: ignore[return-value]
 
 
@@ -57,7 +58,7 @@ def test_a_dag(stored: Hand) -> None:
     )
     assert job.outputs == [b"y", b"t"]
     assert values(job) == [[[0.0, 1.0, 2.0, 3.0]], [1, 2]]
-    ((target, model, key, version),) = (job.extra or {})[b"m"]
+    ((target, model, key, version),) = (job.extra or NOTHING)[b"m"]
     assert (target, key, version) == (b"m", b"m", 1)
     assert model == stored.do("HGET", "m", "uid") + b"-1"
     assert job.deadline - stored.now() <= 5000
@@ -114,7 +115,7 @@ def test_scripts(stored: Hand) -> None:
         [b"f", b"s", b"gn", [], [], [], []],
         [b"g", b"q"],
     ]
-    assert [member[0] for member in (job.extra or {})[b"m"]] == [b"s"]
+    assert [member[0] for member in (job.extra or NOTHING)[b"m"]] == [b"s"]
 
 
 def test_a_dag_without_tensors(stored: Hand) -> None:
@@ -126,7 +127,7 @@ def test_graphs_bring_what_they_run(stored: Hand) -> None:
     stored.fcall("AI_MODELSTORE", ["g"], "GRAPH", "CPU", "OPTIONS", '{"uses":["m@1"]}', "BLOB", "g")
     assert stored.publish("g", 1, ONE) == 1
     job = submit(stored, ["x"], "LOAD", 1, "x", "|>", "MODELEXECUTE", "g", "INPUTS", 1, "x", "OUTPUTS", 1, "x")
-    assert [member[0] for member in (job.extra or {})[b"m"]] == [b"g", b"m@1"]
+    assert [member[0] for member in (job.extra or NOTHING)[b"m"]] == [b"g", b"m@1"]
 
 
 def test_it_goes_to_the_queue_of_the_first_device_that_is_no_cpu(stored: Hand) -> None:
@@ -294,4 +295,4 @@ def test_a_dead_job_of_a_graph_is_run_again(stored: Hand) -> None:
     stored.fcall("AI_DEADRETRY", [], letter[1])
     (again,) = stored.claim()
     assert again.extra == job.extra
-    assert (again.extra or {})[b"m"]
+    assert (again.extra or NOTHING)[b"m"]

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from keyside.executor.backends.base import Array, LoadedModel, Member
 from keyside.executor.backends.base import GraphModel as GraphProtocol
-from keyside.executor.backends.graph import GraphBackend, GraphModel, decide
+from keyside.executor.backends.graph import GraphBackend, GraphModel
+from keyside.executor.backends.graph_condition import decide
 from keyside.executor.dag import NOT_RUN, OK, run_dag
+from keyside.executor.members import check_inputs
 from keyside.tensorstore import graph
 from keyside.tensorstore.errors import BadArg, BadDtype, BadInput, BadModel, BadShape, RunFailed
 from keyside.tensorstore.records import Signature, TensorSpec
@@ -38,6 +40,9 @@ class Fake:
         self.calls = 0
         self._function = function
         self._inner = inner
+
+    def check(self, inputs: Sequence[Array]) -> None:
+        check_inputs(self.title, self.signature.inputs, inputs)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         self.calls += 1

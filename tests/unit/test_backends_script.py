@@ -275,7 +275,7 @@ def test_metrics_in_one_line() -> None:
         )
     )
     before = measured()
-    with script_metrics.running("measures"):
+    with script_metrics.Running("measures"):
         model.call("f", [X], ["k"], [])
         model.call("f", [X], [], [])
     found = {name: row for (script, name), row in measured().items() if script == "measures"}
@@ -287,7 +287,7 @@ def test_what_else_it_prints_goes_to_the_log(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = load(of("print('hello', args)", "print('metric', 'no number', 'x')", "return tensors"))
-    with caplog.at_level(logging.INFO, "keyside.script"), script_metrics.running("talks"):
+    with caplog.at_level(logging.INFO, "keyside.script"), script_metrics.Running("talks"):
         model.call("f", [X], [], ["a"])
         other = threading.Thread(target=print, args=("of somebody else",))
         other.start()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyside.executor.composite import members_of
+from keyside.executor.extras import NOTHING
 from keyside.executor.protocol import BadEntry, Finished, Job, complete, entry_order, parse_entry
 from keyside.tensorstore import npy
 from keyside.tensorstore.errors import InputLost
@@ -123,7 +124,7 @@ def test_what_goes_along_with_a_job() -> None:
     job = parse_entry("CPU", b"5-0", fields)
     assert job.composed
     assert job.trigger == [b"t", b"s"]
-    assert (job.extra or {})[b"a"] == [b"1", b"\xff"]
+    assert (job.extra or NOTHING)[b"a"] == [b"1", b"\xff"]
     assert members_of(job) == [("sub@1", "u-2", b"sub")]
     plain = parse_entry("CPU", b"5-0", entry(HEADER))
     assert plain.extra is None

@@ -129,7 +129,7 @@ def test_metrics() -> None:
         keyside.metric("of a function", np.array([3.5]))
         return tensors
 
-    with script_metrics.running("operators"):
+    with script_metrics.Running("operators"):
         call(measures)
     samples = [sample for family in script_metrics.collected() for sample in family.samples]
     found = {sample.name: sample.value for sample in samples if sample.labels["script"] == "operators"}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyside.executor import events
+from keyside.executor.extras import Extra
 from keyside.executor.protocol import Job
 from keyside.executor.triggers.fire import Answer
 from keyside.executor.triggers.messages import glob_of, matcher, of_entry, of_message, variables_of
@@ -19,7 +20,7 @@ from keyside.tensorstore import dtypes, npy
 def _job(extra: dict[bytes, Any] | None) -> Job:
     header = [1, b"run", b"u-1", b"m", 1, 1000, b"", b"", [b"v"], [], [], 0]
     job = Job("CPU", b"1-0", header, [b""], keyed=False)
-    job.extra = extra
+    job.extra = None if extra is None else Extra(extra)
     return job
 
 
