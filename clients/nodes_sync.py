@@ -16,7 +16,7 @@ from keyside.clients.pool import Pool
 from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncTransport
-from keyside.clients.way import LATE_S, SLICE_S, Way, asked, bare_device, passing, place_of
+from keyside.clients.way import LATE_S, SLICE_S, Way, asked, bare_device, passing
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
@@ -310,14 +310,15 @@ class SyncNodes(ManyNodes, SyncTransport):
 
     def who_serves(self, device: str) -> str:
         """Say which executors could answer on a queue."""
-        names: list[str] = []
-        infos: list[dict[str, Any]] = []
-        where, nodes = place_of(device, self.nodes())
+        where, nodes = self.place_of(device)
+        found: list[tuple[list[str], list[dict[str, Any]]]] = []
         for node in nodes:
             with contextlib.suppress(KeysideError):
-                mine, told = self._executors(node)
-                names += mine
-                infos += told
+                found.append(self._executors(node))
+        if not found:
+            return f"{where} does not answer"
+        names = [name for some, _ in found for name in some]
+        infos = [info for _, some in found for info in some]
         return who_serves(bare_device(device.encode()), names, infos, where)
 
     def _executors(self, node: Node) -> tuple[list[str], list[dict[str, Any]]]:

@@ -85,6 +85,18 @@ class ManyNodes(OneNode):
         node = self.plan.topology.owner(keys.slot(b"{%b}" % tag))
         return "" if node is None else node.address
 
+    def place_of(self, job: str) -> tuple[str, list[Node]]:
+        """Say where a job is served, in words, and by which nodes: the one that has its queue, or any if none is known.
+
+        Args:
+            job: its id, or the word for its queue.
+        """
+        tag = job.partition("/")[0].partition("@")[2].encode()
+        node = self.plan.topology.owner(keys.slot(b"{%b}" % tag)) if tag else None
+        if node is None or not node.tag:
+            return "this cluster", self.nodes()
+        return f"the node {node.address}, which has its queue", [node]
+
     def complete_tag(self) -> bytes:
         """Return the tag of a node that knows all models."""
         node = self.plan.topology.pick(None)

@@ -27,7 +27,6 @@ __all__ = [
     "asked",
     "bare_device",
     "passing",
-    "place_of",
     "redirected",
     "refusal",
     "slot_of",
@@ -89,13 +88,6 @@ def _slot_of_job(ticket: bytes, job: bytes = b"") -> int:
 def bare_device(job: bytes) -> str:
     """Return the device in a job id, without priority and node."""
     return re.split(r"[!@/]", job.decode("ascii", "replace"), maxsplit=1)[0]
-
-
-def place_of(device: str, nodes: Sequence[Node]) -> tuple[str, Sequence[Node]]:
-    """Say where a queue is served, in words, and by which nodes: the one it lies on, or any if that is not known."""
-    tag = device.partition("@")[2].encode()
-    at = [node for node in nodes if tag and node.tag == tag]
-    return (f"the node {at[0].address}, which has the job", at) if at else ("this cluster", nodes)
 
 
 def refusal(error: KeysideError) -> bool:

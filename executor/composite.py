@@ -31,6 +31,8 @@ class Composite(Model):
         self._function = extra.function
         self._keys = extra.key_names
         self._args = extra.args
+        if self._function is not None:
+            self.replies = base.call_replies
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run it; see `LoadedModel.run`."""
@@ -102,6 +104,6 @@ def make_whole(job: Job, found: Mapping[str, Model]) -> Model:
     return whole
 
 
-def members_of(job: Job) -> list[tuple[str, str, bytes]]:
+def members_of(job: Job) -> Sequence[tuple[str, str, bytes]]:
     """Return what the graph of a job runs: target, id of the version, and key of its model."""
-    return [] if job.extra is None else job.extra.members
+    return () if job.extra is None else job.extra.members

@@ -15,6 +15,8 @@ MOST: Final = 2**53 - 1
 
 _KEPT: Final = 512
 _KEPT_BYTES: Final = 2048
+_REPEATED: Final = frozenset((b"f", b"k", b"a", b"m"))
+"""What calls of one script or graph have in common; programs of DAGs and sources of events are each another."""
 _known: "dict[bytes, Extra]" = {}
 
 
@@ -38,9 +40,9 @@ class Extra(dict[bytes, Any]):
         super().__init__(fields)
         function: bytes | None = fields.get(b"f")
         self.function = None if function is None else _text(function)
-        self.key_names = [_text(key) for key in fields.get(b"k", ())]
-        self.args = [_text(arg) for arg in fields.get(b"a", ())]
-        self.members = [(_text(target), model.decode(), key) for target, model, key, _ in fields.get(b"m", ())]
+        self.key_names = tuple([_text(key) for key in fields.get(b"k", ())])
+        self.args = tuple([_text(arg) for arg in fields.get(b"a", ())])
+        self.members = tuple([(_text(target), model.decode(), key) for target, model, key, _ in fields.get(b"m", ())])
 
 
 NOTHING: Final = Extra({})
@@ -56,7 +58,7 @@ def read_extra(raw: bytes) -> Extra:
     if known is not None:
         return known
     extra = Extra(_read(raw))
-    if len(raw) <= _KEPT_BYTES and b"e" not in extra:  # the source of an event tells it from all others
+    if len(raw) <= _KEPT_BYTES and _REPEATED.issuperset(extra):
         if len(_known) >= _KEPT:
             _known.clear()
         _known[raw] = extra

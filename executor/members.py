@@ -52,9 +52,9 @@ def run_member(
 
 def run_checked(member: Member, inputs: Sequence[Array], members: Mapping[str, Member]) -> list[Array]:
     """Run a model or a graph on inputs by position, and take note of how long that took; see `run_member`."""
-    member.check(inputs)
     began = time.perf_counter()
     try:
+        member.check(inputs)
         results = member.run_with(inputs, members) if member.is_graph else member.run(inputs)
     except KeysideError:
         raise

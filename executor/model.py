@@ -72,6 +72,7 @@ class Model:
         self.run_s = 0.0
         self.run_limit_s = 0.0
         self.replies = Replies(self.title, INLINE_OUTPUT)
+        self.call_replies = Replies(self.title, INLINE_OUTPUT)  # outputs of functions have other names
         self._forms: dict[tuple[int, ...], tuple[int, Stack | None, Sequence[Header]]] = {}
         self._stacks: dict[Any, Stack] = {}
         self._fitting: set[Any] = set()

@@ -11,6 +11,8 @@ from keyside.tensorstore.records import reply_parts
 __all__ = ["Replies"]
 
 _KEPT = 1024
+_OUTPUTS = 16
+"""Of more than these there is no template: scripts give as many as they like, and templates grow with them."""
 
 
 class Replies:
@@ -36,9 +38,9 @@ class Replies:
             rows: of each.
 
         Returns:
-            None where this is not for it: an output is too large, or no plain array of numbers.
+            None where this is not for it: an output is too large, or no plain array of numbers; or there are too many.
         """
-        if not results or len(names) != len(results):
+        if not results or len(names) != len(results) or len(results) > _OUTPUTS:
             return None
         shared = rows if jobs > 1 else -1
         shapes = [(result.dtype, result.shape if jobs == 1 else result.shape[1:]) for result in results]

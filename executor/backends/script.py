@@ -105,6 +105,7 @@ class ScriptModel:
         signature: empty: each function takes any number of tensors, and gives as many as it wants.
         nbytes: an estimate of the memory that it holds.
         stackable: never.
+        habits: what its functions do.
     """
 
     stackable = False
@@ -120,6 +121,7 @@ class ScriptModel:
         self._unit = unit  # owns the functions
         self._text = text
         self._target = None if target.type == "cpu" else target
+        self.habits = habits
         self._mutates = habits.mutates
         self._listen = script_metrics.Printing if habits.prints else contextlib.nullcontext
         self._torch = torch

@@ -248,7 +248,6 @@ def check_graphs(functions: Sequence[Any]) -> Habits:
     Raises:
         BadModel: an operator is not allowed, or they call each other too often to be compiled into one.
     """
-    mutates = prints = False
     sizes: dict[str, int] = {}
     calls: dict[str, list[str]] = {}
     for function in functions:
@@ -260,12 +259,17 @@ def check_graphs(functions: Sequence[Any]) -> Habits:
             namespace, _, operator = kind.partition("::")
             if kind == "prim::CallFunction":
                 calls[function.name].append(next(node.inputs()).node().s("name"))
-            elif kind == "prim::Print":
-                prints = True
-            elif namespace not in torch_check.NAMESPACES or operator in torch_check.WORDS or operator in _KINDS_REFUSED:
+            elif kind != "prim::Print" and (
+                namespace not in torch_check.NAMESPACES or operator in torch_check.WORDS or operator in _KINDS_REFUSED
+            ):
                 raise BadModel(f"the script uses the operator {kind}, which is not allowed")
-            mutates = mutates or "!" in str(node.schema())  # as in `aten::add_.Tensor(Tensor(a!) self, ..`
     _check_inlined(sizes, calls)
+    mutates = prints = False
+    for function in functions:
+        # With what it calls of torch's own, such as relu, which may work in place.
+        for node in _live_nodes(function.inlined_graph):
+            prints = prints or node.kind() == "prim::Print"
+            mutates = mutates or "!" in str(node.schema())  # as in `aten::add_.Tensor(Tensor(a!) self, ..`
     return Habits(mutates, prints)
 
 
@@ -282,6 +286,21 @@ def _check_inlined(sizes: dict[str, int], calls: dict[str, list[str]]) -> None:
 
     for name in sizes:
         total(name)
+
+
+def _live_nodes(graph: Any) -> Iterator[Any]:
+    """All nodes but those in branches that a constant rules out, such as `if inplace:` in a function of torch."""
+    blocks = [graph]
+    while blocks:
+        for node in blocks.pop().nodes():
+            yield node
+            inner = list(node.blocks())
+            if node.kind() == "prim::If":
+                decides = next(node.inputs()).node()
+                if decides.kind() == "prim::Constant" and decides.hasAttribute("value"):
+                    inner = inner[:1] if decides.i("value") else inner[1:]
+            blocks.extend(inner)
+            blocks.extend(node.g(name) for name in node.attributeNames() if node.kindOf(name) == "g")
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

@@ -21,9 +21,12 @@ local function firing_loop(record, chain)
   end
 end
 
--- The words of a trigger as templates, compiled once.
+-- The words of a trigger as templates, compiled once. By its record, not in it: that is JSON, which others may have written.
+local templates_of
+
 local function firing_words(record)
-  local list = record.templates
+  templates_of = templates_of or setmetatable({}, { __mode = 'k' }) -- which libraries have only once they are loaded
+  local list = templates_of[record]
   if not list then
     list = {}
     for n, text in ipairs(record.run) do
@@ -33,7 +36,7 @@ local function firing_words(record)
       end
       list[n] = templates.varies(parts) and parts or (parts[1] or '')
     end
-    record.templates = list
+    templates_of[record] = list
   end
   return list
 end

@@ -4,7 +4,7 @@
 local submit = {}
 
 local GRAPH_DEPTH = 8 -- graphs within each other
-local MEMBERS_KEPT = 1000 -- of a graph; Lua hands over no more arguments than some thousands
+local MEMBERS_KEPT = 100 -- of a graph
 
 -- The end of the header of an entry whose inputs all ride in it and whose outputs ride in the reply: as nearly all do.
 local plain_ends = {}
@@ -132,6 +132,9 @@ function submit.members(own, record)
   return list, found
 end
 
+-- What graphs run, by their records. Not in them: they are JSON, which others may have written.
+local members_of
+
 -- Whether the catalog still says of all members what it said before; then this caller must be allowed to use them, too.
 local function same_members(own, known)
   for n, raw in ipairs(redis.call('HMGET', own.catalog, unpack(known.targets))) do
@@ -145,9 +148,10 @@ local function same_members(own, known)
   return true
 end
 
--- The members of a graph, also packed as all that goes along with its job. Kept with its record while none of them changes.
+-- The members of a graph, also packed as all that goes along with its job. Kept while none of them changes.
 local function known_members(own, record)
-  local known = record.members
+  members_of = members_of or setmetatable({}, { __mode = 'k' }) -- which libraries have only once they are loaded
+  local known = members_of[record]
   if known and same_members(own, known) then
     return known
   end
@@ -158,7 +162,7 @@ local function known_members(own, record)
   end
   if list[1] and #list <= MEMBERS_KEPT then
     known.raws = redis.call('HMGET', own.catalog, unpack(known.targets))
-    record.members = known
+    members_of[record] = known
   end
   return known
 end

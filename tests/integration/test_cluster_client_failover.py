@@ -175,7 +175,7 @@ async def test_a_node_without_an_executor_is_named(connect: Connect, fragile: Gr
     await client.set(f"{{{tag}}}x", X)
     await asyncio.to_thread(served.stop)
     try:
-        text = rf"no answer within 0\.5 s: no executor .* on the node 127\.0\.0\.1:{node.port}, which has the job;"
+        text = rf"no answer within 0\.5 s: no executor .* on the node 127\.0\.0\.1:{node.port}, which has its queue;"
         with pytest.raises(errors.TimedOut, match=text):
             await client.predict("m", keyside.Key(f"{{{tag}}}x"), timeout=0.5)
         np.testing.assert_array_equal(await client.predict("m", X), Y)

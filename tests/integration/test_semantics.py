@@ -603,7 +603,7 @@ def test_the_old_version_serves_until_the_new_one_is_ready(spare: Executor, db: 
     """MODELSTORE does not replace at once: the old version serves while the new one loads, and then no longer."""
     store(db, "m", more_models.slow(offset=1), device="SPARE")
     zero = more_models.turns_for(0)
-    turns = int(more_models.turns_for(0.3)[0, 0]) // 1000
+    turns = int(more_models.turns_for(1.0)[0, 0]) // 1000
     options = ("OPTIONS", '{"warmup": {"shapes": [[1001, 1]]}}')
     version = call(db, *modelstore("m", more_models.slow(0, turns), *options, device="SPARE"))
     served: list[tuple[bytes, Reply]] = []
@@ -669,7 +669,7 @@ def test_an_executor_that_stops_while_it_loads_fails_no_version(redis: Server, d
     settings = {"devices": "LATER", "drain_s": 0, "lease_ms": 300, "beat_ms": 100}
     with Executor(redis, **settings):
         options = ("OPTIONS", '{"warmup": {"shapes": [[1001, 1]]}}')
-        turns = int(more_models.turns_for(0.3)[0, 0]) // 1000
+        turns = int(more_models.turns_for(1.5)[0, 0]) // 1000
         call(db_redis, *modelstore("m", more_models.slow(0, turns), *options, device="LATER"))
         wait_until(partial(pending, db_redis, 1, "LATER"), "the load is claimed")
     assert state(db_redis, "m") == "loading"

@@ -71,6 +71,41 @@ def test_what_a_graph_runs_is_what_the_catalog_says_at_each_call(hand: Hand, ser
     assert versions() == {b"a": 1, b"inner": 2, b"b2": 1}
 
 
+@pytest.mark.parametrize("members", ["1", "null", "{}", '{"list":[],"targets":[],"raws":[],"records":[]}', "KNOWN"])
+def test_no_record_says_who_may_use_what(hand: Hand, server: Server, members: str) -> None:
+    store(hand, "secret")
+    store(hand, "team:g", "GRAPH", uses=["secret"])
+    raw = bytes(hand.do("HGET", hand.node.catalog, "team:g")).decode()
+    if members == "KNOWN":
+        secret = bytes(hand.do("HGET", hand.node.catalog, "secret")).decode()
+        packed = bytes(hand.do("EVAL", "return cmsgpack.pack({m={{'secret', ARGV[1], 'secret', 1}}})", 0, "u-1"))
+        known = {"list": [], "records": [], "targets": ["secret"], "raws": [secret], "packed": packed.decode("latin1")}
+        members = json.dumps(known)
+    for field in ("members", "templates", "known"):
+        raw = raw.removesuffix("}") + f',"{field}":{members}}}'
+    hand.do("HSET", hand.node.catalog, "team:g", raw)
+    hand.do("ACL", "SETUSER", "bob", "on", "nopass", "+@all", "~ks:*", "~team:*")
+    try:
+        with Hand(f"unix://bob:@{server.socket}") as bob:
+            for _ in range(2):
+                with pytest.raises(KeysideError, match=r"^NOPERM .*'secret@1'"):
+                    bob.predict(target="team:g")
+                hand.predict(target="team:g")  # who may; what was found then is kept
+    finally:
+        hand.do("ACL", "DELUSER", "bob")
+    assert len(hand.claim()) == 2
+
+
+def test_a_member_that_fails_later_fails_its_graph(hand: Hand) -> None:
+    store(hand, "a")
+    store(hand, "g", "GRAPH", uses=["a"])
+    hand.predict(target="g")
+    raw = json.loads(bytes(hand.do("HGET", hand.node.catalog, "a")))
+    hand.do("HSET", hand.node.catalog, "a", json.dumps({**raw, "state": "failed", "reason": "broken"}))
+    with pytest.raises(KeysideError, match=r"^MODELFAILED model 'a@1' failed to load: broken"):
+        hand.predict(target="g")
+
+
 def test_graphs_in_a_circle(hand: Hand) -> None:
     store(hand, "one", "GRAPH", uses=["two"])
     store(hand, "two", "GRAPH", uses=["three"])

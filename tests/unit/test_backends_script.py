@@ -107,6 +107,28 @@ def test_it_writes_to_copies() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "mutates"),
+    [
+        ("return F.relu(tensors[0], inplace=True)", True),
+        ("return F.relu(tensors[0], inplace=len(args) > 0)", True),
+        ("return F.relu(tensors[0])", False),
+        ("return F.relu(tensors[0], inplace=False) + 1", False),
+        ("return F.dropout(F.relu(tensors[0]), training=False)", False),
+        ("return tensors[0].relu_()", True),
+        ("return torch.softmax(tensors[0], 0)", False),
+    ],
+)
+def test_what_works_in_place_works_on_copies(line: str, mutates: bool) -> None:
+    source = HEAD + f"    return g(tensors, args)\n\ndef g(tensors: List[Tensor], args: List[str]):\n    {line}\n"
+    for text in (of(line), source):
+        model = load(text)
+        assert model.habits.mutates is mutates
+        mine = np.frombuffer(np.array([-1, 2], np.float32).tobytes(), np.float32)
+        model.call("f", [mine], [], ["x"])
+        assert mine.tolist() == [-1, 2]
+
+
+@pytest.mark.parametrize(
     ("source", "text"),
     [
         (of("x = tensors[0]", "return x @ torch.ones([3, 3])"), "line 3, in f (return x @ torch.ones([3, 3])): "),

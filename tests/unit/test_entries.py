@@ -125,7 +125,7 @@ def test_what_goes_along_with_a_job() -> None:
     assert job.composed
     assert job.trigger == [b"t", b"s"]
     assert (job.extra or NOTHING)[b"a"] == [b"1", b"\xff"]
-    assert members_of(job) == [("sub@1", "u-2", b"sub")]
+    assert members_of(job) == (("sub@1", "u-2", b"sub"),)
     plain = parse_entry("CPU", b"5-0", entry(HEADER))
     assert plain.extra is None
     assert plain.trigger is None
@@ -133,6 +133,18 @@ def test_what_goes_along_with_a_job() -> None:
     by_event = parse_entry("CPU", b"5-0", [*entry(HEADER), b"x", msgpack.packb({"e": ["t", "s"]})])
     assert by_event.trigger
     assert not by_event.composed
+
+
+def test_what_calls_have_in_common_is_read_once() -> None:
+    def extra_of(fields: dict[str, Any]) -> Any:
+        return parse_entry("CPU", b"5-0", [*entry(HEADER), b"x", msgpack.packb(fields)]).extra
+
+    call = {name: EXTRA[name] for name in "fkam"}
+    assert extra_of(call) is extra_of(call)
+    others: list[dict[str, Any]] = [EXTRA, {"d": {"o": []}}, {**call, "z": {}}, {"a": ["x" * 3000], "f": "fn"}]
+    for own in others:
+        assert extra_of(own) == extra_of(own)
+        assert extra_of(own) is not extra_of(own)
 
 
 def test_only_a_call_may_have_no_inputs() -> None:

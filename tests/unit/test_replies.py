@@ -43,6 +43,13 @@ def test_a_missing_output() -> None:
     assert Replies("m@1", 512).make(["y", "z"], [np.zeros((2, 1))], 1, 2) is None
 
 
+def test_results_that_are_each_another_number_leave_no_templates_behind() -> None:
+    replies = Replies("m@1", 1 << 20)
+    for count in (16, 17, 1000):
+        made = replies.make([str(n) for n in range(count)], [np.zeros(1)] * count, 1, 1)
+        assert (made is None) == (count > 16)
+
+
 @pytest.mark.parametrize("count", [1, 15, 16, 70])
 def test_parts_of_replies_with_many_outputs(count: int) -> None:
     header = npy.encode_header(np.dtype("f4"), (1,))
