@@ -14,7 +14,7 @@ from keyside.clients.request import Request
 from keyside.clients.rounds import as_reply
 from keyside.clients.transport_async import AsyncPending
 from keyside.clients.way import Way, bare_device
-from keyside.tensorstore import keys
+from keyside.tensorstore import commands, keys
 from keyside.tensorstore.errors import Busy, KeysideError, NoModel, TryAgain
 
 __all__ = ["AsyncCluster"]
@@ -59,6 +59,9 @@ class AsyncCluster(AsyncNodes):
             await asyncio.sleep(_WATCH_S)
             self.plan.look_if_due(self._look)
             await self.refresh(time.monotonic() + _WATCH_S)
+            for mailbox in list(self._mailboxes.values()):
+                for flight in mailbox.stranded():
+                    self.spawn(self._rescue(flight))
 
     def mailbox(self, tag: bytes) -> NodeMailbox:
         """Return the list of a node for replies."""
@@ -75,10 +78,12 @@ class AsyncCluster(AsyncNodes):
         self._here()
         topology = self.plan.topology
         ends = time.monotonic() + request.timeout
-        if not request.keyed and not topology.single and topology.device(request.target) is None:
-            with contextlib.suppress(NoModel):  # the call itself says it better
-                topology.learn(request.target, bare_device((await self._record(request.target, ends)).device.encode()))
-            self.plan.look_if_due(self._look)
+        if not request.keyed and not topology.single:
+            if topology.device(request.target) is None:
+                with contextlib.suppress(NoModel):  # the call itself says it better
+                    record = await self._record(request.target, ends)
+                    topology.learn(request.target, bare_device(record.device.encode()))
+            await self._look_if_due()
         flight = Flight(request, Way(topology, ends, request=request), asyncio.get_running_loop())
         try:
             await self._launch(flight)
@@ -118,6 +123,19 @@ class AsyncCluster(AsyncNodes):
                 error = another
             else:
                 return
+
+    async def _rescue(self, flight: Flight) -> None:
+        """Take a job back that may run anywhere, and waits where no executor is left, and send it elsewhere."""
+        mailbox, job = flight.mailbox, flight.job
+        try:
+            (taken,) = await self.last_words((commands.ai_cancel(mailbox.key, job),))
+        except KeysideError:
+            return
+        if taken and not flight.future.done() and flight.job == job:
+            mailbox.forget(flight)
+            error = flight.leave()
+            mailbox.enlist(flight)
+            await self.relaunch(flight, error)
 
     async def run(self, request: Request) -> bytes:
         """Submit a request and wait for its reply.

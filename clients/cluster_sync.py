@@ -11,7 +11,7 @@ from keyside.clients.request import MARGIN_S, Request, accepted, pauses
 from keyside.clients.spread_sync import Spread
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncPending, refused
-from keyside.clients.way import ASK_S, LATE_S, SLICE_S, Way, asked, bare_device, passing, redirected
+from keyside.clients.way import ASK_S, FREE_SLICE_S, LATE_S, SLICE_S, Way, asked, bare_device, passing, redirected
 from keyside.tensorstore import commands, keys, plain
 from keyside.tensorstore.command import Command
 from keyside.tensorstore.errors import KeysideError, NoModel, TimedOut, TryAgain, Unreachable
@@ -51,11 +51,13 @@ class SyncCluster(SyncNodes):
     def _know_device(self, request: Request) -> None:
         """Find out which device a request needs that may run on any node."""
         topology = self.plan.topology
-        if not request.keyed and not topology.single and topology.device(request.target) is None:
+        if request.keyed or topology.single:
+            return
+        if topology.device(request.target) is None:
             with contextlib.suppress(NoModel):  # the call itself says it better
                 record = self._record(request.target, time.monotonic() + request.timeout)
                 topology.learn(request.target, bare_device(record.device.encode()))
-            self.plan.look_if_due(self._look)
+        self._look_if_due()
 
     def run_packed(self, request: Packed) -> bytes:
         """Submit a request that is encoded already, and wait for its reply; like `run`."""
@@ -74,7 +76,7 @@ class SyncCluster(SyncNodes):
         return self._pursue(way, lambda node, asking: self._attempt(way, node, asking=asking), failed)
 
     def _ask_node(self, request: Packed, way: Way, node: Node) -> bytes:
-        limit = min(request.timeout + MARGIN_S, SLICE_S)
+        limit = min(request.timeout + MARGIN_S, FREE_SLICE_S)
         pool = self._pool(node)
         wire = pool.take(min(limit, _CONNECT_S))
         with self._counted(node):
@@ -112,6 +114,7 @@ class SyncCluster(SyncNodes):
         ticket = request.ticket(request.tag)
         if job:
             self.plan.learn(request, job)
+        rescued = False
         try:
             if isinstance(reply, KeysideError) and not redirected(reply):
                 raise reply
@@ -120,19 +123,39 @@ class SyncCluster(SyncNodes):
                 if time.monotonic() >= way.ends + MARGIN_S:
                     return self.give_up(request, ticket, job or way.job)
                 moved = isinstance(reply, KeysideError)
-                reply = self._collect(ticket, way.ends + MARGIN_S, job or way.job, moved=moved)
+                until = way.ends + MARGIN_S
+                if way.free:
+                    if self._rescued(way, ticket, job or way.job):
+                        rescued = True
+                        break
+                    until = min(until, time.monotonic() + FREE_SLICE_S)
+                reply = self._collect(ticket, until, job or way.job, moved=moved)
         except KeysideError as error:
             if passing(error):
                 # Whoever has its slot now may never have heard of it: sent again under its number it runs once.
                 way.doubt = True
             raise
+        if rescued:
+            raise way.taken_back()
         found: bytes = reply
         return found
+
+    def _rescued(self, way: Way, ticket: bytes, job: bytes) -> bool:
+        """Take a job back that may run anywhere, if no executor is left where it waits; return whether it was."""
+        if self.plan.topology.due():
+            self._look_now()
+        if not way.stranded(job):
+            return False
+        try:
+            (taken,) = self.last_words((commands.ai_cancel(ticket, job),))
+        except KeysideError:
+            return False
+        return bool(taken)
 
     def _attempt(self, way: Way, node: Node, *, asking: bool) -> bytes:
         request = way.submitted
         seconds = way.ends - time.monotonic()
-        patience = min(max(seconds, 0.001) + MARGIN_S, SLICE_S)
+        patience = min(max(seconds, 0.001) + MARGIN_S, FREE_SLICE_S if way.free else SLICE_S)
         ticket = request.ticket(request.tag)
         waiting = plain.blpop(ticket, patience)
         batch: list[Command[Any]] = [*request.before, request.submit(seconds, ticket), waiting]

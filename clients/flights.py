@@ -54,6 +54,11 @@ class Flight(AsyncPending):
             node.flying += 1
         self._node = node
 
+    def leave(self) -> KeysideError:
+        """Take note that its job was taken back; return the error with which it goes on elsewhere."""
+        self.job, self.sent = b"", False
+        return self.way.taken_back()
+
     def board(self, mailbox: "NodeMailbox") -> None:
         """Await the reply on the list of a node; where it was sent before and may have been accepted, there too."""
         self._counted(self.way.node)
@@ -149,6 +154,11 @@ class NodeMailbox(Mailbox):
         """Await the reply to a request, until its deadline."""
         self._enlist(flight)
         self._cluster.watch()
+
+    def stranded(self) -> list[Flight]:
+        """Return the requests that wait where no executor is left, though they could run elsewhere."""
+        flights = [one for one in self._waiting.values() if isinstance(one, Flight) and not one.expired]
+        return [flight for flight in flights if flight.mailbox is self and flight.way.stranded(flight.job)]
 
     def forget(self, flight: Flight) -> None:
         """Await it no longer."""

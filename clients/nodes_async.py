@@ -27,6 +27,7 @@ __all__ = ["AsyncNodes"]
 
 T = TypeVar("T")
 _LOOK_S = 1.0
+_AGAIN_S = 0.3
 _CONNECT_S = 2.0
 _LAST_S = 0.5
 
@@ -174,6 +175,15 @@ class AsyncNodes(ManyNodes, AsyncTransport):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _look_if_due(self) -> None:
+        """See what the nodes have to do, before one is chosen if nothing is known but what is long over."""
+        topology = self.plan.topology
+        outdated = topology.outdated()
+        if topology.due():
+            looking = self.spawn(self._look_now())
+            if outdated:
+                await asyncio.wait((looking,), timeout=_AGAIN_S)
 
     async def _look_now(self) -> None:
         async def look(node: Node) -> None:

@@ -16,7 +16,7 @@ from keyside.clients.pool import Pool
 from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncTransport
-from keyside.clients.way import LATE_S, SLICE_S, Way, asked, bare_device, passing
+from keyside.clients.way import FREE_SLICE_S, LATE_S, Way, asked, bare_device, passing
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
@@ -31,6 +31,7 @@ _LOOK_S = 1.0
 _CONNECT_S = 2.0
 _LAST_S = 0.5
 _PAUSE_S = 0.1
+_AGAIN_S = 0.3
 _REFUSED = (b"TRYAGAIN ", b"NOMODEL ")
 
 
@@ -67,7 +68,7 @@ class SyncNodes(ManyNodes, SyncTransport):
         self.closed = closed
 
     def _new_packer(self, tag: bytes) -> Packer:
-        return Packer(self.identity, tag, most=SLICE_S)
+        return Packer(self.identity, tag, most=FREE_SLICE_S)
 
     # --- nodes
 
@@ -135,9 +136,20 @@ class SyncNodes(ManyNodes, SyncTransport):
         self.plan.topology.stale = True
         self._refresh(time.monotonic() + _LOOK_S)
 
-    def _look(self) -> None:
+    def _look(self) -> threading.Thread:
         """See in the background what the nodes have to do."""
-        threading.Thread(target=self._look_now, name="keyside-look", daemon=True).start()
+        thread = threading.Thread(target=self._look_now, name="keyside-look", daemon=True)
+        thread.start()
+        return thread
+
+    def _look_if_due(self) -> None:
+        """See what the nodes have to do, before one is chosen if nothing is known but what is long over."""
+        topology = self.plan.topology
+        outdated = topology.outdated()
+        if topology.due():
+            thread = self._look()
+            if outdated:
+                thread.join(_AGAIN_S)
 
     def _look_now(self) -> None:
         for node in self.plan.to_look_at():

@@ -97,7 +97,7 @@ class Plan:
 
     # --- what they have to do
 
-    def look_if_due(self, look: Callable[[], None]) -> None:
+    def look_if_due(self, look: Callable[[], object]) -> None:
         """Look what the nodes have to do, at most once a second."""
         if self.topology.due():
             look()
@@ -163,7 +163,7 @@ class SpreadPacker:
         plan: Plan,
         packers: MutableMapping[bytes, Packer],
         new: Callable[[bytes], Packer],
-        look: Callable[[], None],
+        look: Callable[[], object],
     ) -> None:
         self._plan = plan
         self._packers = packers
@@ -182,7 +182,7 @@ class SpreadPacker:
                 return None
             device = topology.device(target) if isinstance(target, str | bytes) else None
             node = topology.pick(device) if device is not None else None
-            if node is None:
+            if node is None or topology.outdated():
                 return None
             tag = node.tag
             self._plan.look_if_due(self._look)

@@ -14,6 +14,8 @@ __all__ = ["Node", "Topology", "check_slots"]
 
 _OUT_S, _OUT_MAX_S = 0.1, 4.0
 _LOOK_S = 1.0
+_OUTDATED_S = 3.0
+"""What nodes said longer ago is no ground to choose one: its executors may have gone."""
 _DEVICE_S = 60.0
 _DEVICES = 4096
 
@@ -88,6 +90,7 @@ class Topology:
         self.renewed = 0.0
         self._slots: list[Node | None] = [None] * keys.SLOTS
         self._looked = 0.0
+        self._heard = 0.0
         self._devices: dict[Any, tuple[str, float]] = {}
 
     # --- who owns what
@@ -188,6 +191,17 @@ class Topology:
         self._looked = now
         return True
 
+    def outdated(self) -> bool:
+        """Whether it is so long ago that a node said what it has to do that one should not be chosen by that."""
+        return time.monotonic() - self._heard > _OUTDATED_S
+
+    def served_elsewhere(self, node: Node, device: str) -> bool:
+        """Whether a device has no executor at a node, and has some at another one, as far as is known."""
+        now = time.monotonic()
+        return not node.serves(device) and any(
+            other.serves(device) and other.out <= now for other in self.nodes.values() if other is not node
+        )
+
     def looked(self, node: Node, said: NodeReport | KeysideError) -> None:
         """Take note of what a node says of itself, or that it does not."""
         if isinstance(said, KeysideError):
@@ -197,6 +211,7 @@ class Topology:
                 node.broken = str(said)
             return
         node.report = said
+        self._heard = time.monotonic()
         if not self.single and said.tag:
             node.tag = said.tag
         if node.broken or node.out:

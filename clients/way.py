@@ -21,6 +21,7 @@ from keyside.tensorstore.errors import (
 
 __all__ = [
     "ASK_S",
+    "FREE_SLICE_S",
     "LATE_S",
     "SLICE_S",
     "Way",
@@ -37,6 +38,9 @@ ASK_S = 0.5
 
 SLICE_S = 5.0
 """How long one wait for a reply is, at most: a node that is silent for longer than that is gone."""
+
+FREE_SLICE_S = 1.0
+"""The same for a request that may run anywhere: then it is seen whether there is still an executor where it waits."""
 
 LATE_S = 0.3
 """How much later than its time an answer of a server may be."""
@@ -175,6 +179,23 @@ class Way:
         if self.request is None:
             raise TypeError("it is the way of a command")
         return self.request
+
+    def stranded(self, job: bytes) -> bool:
+        """Whether it waits where no executor is left, though it could run elsewhere.
+
+        Args:
+            job: its id.
+        """
+        node = self.node
+        return self.free and bool(job) and node is not None and self.topology.served_elsewhere(node, bare_device(job))
+
+    def taken_back(self) -> TryAgain:
+        """Take note that its job was taken back; return the error with which it goes on elsewhere."""
+        request, node = self.submitted, self.node
+        # Where it was the number before is taken.
+        request.seq = request.identity.number()
+        self.job = b""
+        return TryAgain(f"no executor is left on node {'' if node is None else node.address}")
 
     def placed(self, node: Node) -> None:
         """Take note that a request that may run anywhere has been sent to a node already."""

@@ -183,6 +183,59 @@ async def test_a_node_without_an_executor_is_named(connect: Connect, fragile: Gr
         await asyncio.to_thread(served.start)
 
 
+def queued(node: Server) -> int:
+    """How many jobs are queued at a node."""
+    with node.client() as db:
+        return sum(db.xlen(key) for key in db.keys("ks:{*}:jobs:CPU"))
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_what_may_run_anywhere_does_not_wait_where_no_executor_is_left(
+    connect: Connect, fragile: Grid, how: str
+) -> None:
+    client = connect(fragile.url, timeout=30)
+    node = fragile.cluster.primaries[-1]
+    (served,) = (executor for executor in fragile.executors if executor.server is node)
+    big = np.ones((20_000, 4), np.float32)
+    for _ in range(10):
+        np.testing.assert_array_equal(await client.predict("m", X), Y)
+    served.pause()  # what comes to it now it may have claimed, or not
+    calls = [asyncio.ensure_future(client.predict("m", big if n % 8 == 0 else X + n)) for n in range(40)]
+    calls += [asyncio.ensure_future(client.predict("m", (X + n).tolist())) for n in range(10)]
+    await until(lambda: queued(node))
+    began = time.monotonic()
+    try:
+        if how == "kill":
+            served.kill()
+        else:  # as an executor that stops and has said so
+            served.resume()
+            await asyncio.to_thread(served.stop)
+        for n, call in enumerate(calls):
+            x = big if n < 40 and n % 8 == 0 else X + n if n < 40 else X + n - 40
+            np.testing.assert_array_equal(await call, x * 2 + 1)
+        assert time.monotonic() - began < 15
+        np.testing.assert_array_equal(await client.predict("m", X), Y)
+    finally:
+        await asyncio.to_thread(served.start)
+
+
+async def test_a_client_that_was_idle_looks_before_it_chooses(connect: Connect, fragile: Grid) -> None:
+    client = connect(fragile.url, timeout=30)
+    np.testing.assert_array_equal(await client.predict("m", X), Y)
+    node = fragile.cluster.primaries[-1]
+    (served,) = (executor for executor in fragile.executors if executor.server is node)
+    await asyncio.to_thread(served.stop)
+    try:
+        await asyncio.sleep(3.1)  # what it knows is outdated then
+        with node.client() as db:
+            added = {key: db.xinfo_stream(key)["entries-added"] for key in db.keys("ks:{*}:jobs:CPU")}
+            for _ in range(10):
+                np.testing.assert_array_equal(await client.predict("m", X), Y)
+            assert {key: db.xinfo_stream(key)["entries-added"] for key in db.keys("ks:{*}:jobs:CPU")} == added
+    finally:
+        await asyncio.to_thread(served.start)
+
+
 async def test_a_node_whose_lua_is_broken(connect: Connect, fragile: Grid) -> None:
     client = connect(fragile.url, timeout=10)
     grid = fragile

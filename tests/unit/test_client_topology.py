@@ -106,6 +106,45 @@ def test_the_node_with_less_to_do_is_picked(topology: Topology) -> None:
     assert counts["h:3"] > counts["h:2"] > 0
 
 
+def test_what_was_said_long_ago_is_no_ground_to_choose(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not topology.outdated()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3.1)
+    assert topology.outdated()
+    topology.looked(next(iter(topology.nodes.values())), Unreachable("gone"))
+    assert topology.outdated()
+    topology.looked(next(iter(topology.nodes.values())), report(b"xyz"))
+    assert not topology.outdated()
+
+
+def test_a_job_is_stranded_where_no_executor_is_left_but_elsewhere(topology: Topology) -> None:
+    topology.learn("m", "CPU")
+    free = a_way(topology, request())
+    node, _ = free.next()
+    job = b"CPU!H@%b/1-0" % node.tag
+    assert not free.stranded(job)
+    topology.looked(node, report(node.tag, live=0))
+    assert free.stranded(job)
+    assert not free.stranded(b"")
+    assert not free.stranded(b"GPU/1-0"), "nobody serves that"
+    for other in topology.nodes.values():
+        topology.looked(other, report(other.tag, live=0))
+    assert not free.stranded(job)
+    topology.looked(node, report(node.tag, live=0))
+    other = next(other for other in topology.nodes.values() if other is not node)
+    topology.looked(other, report(other.tag))
+    before = free.submitted.seq
+    wait = free.failed(free.taken_back())
+    assert (free.next()[0], free.job, wait) == (other, b"", 0.0)
+    assert free.submitted.seq != before, "where it was that number is taken"
+    keyed = a_way(topology, request(key=b"k"))
+    topology.looked(keyed.next()[0], report(keyed.next()[0].tag, live=0))
+    assert not keyed.stranded(job), "its keys are there"
+    free.doubt = True
+    topology.looked(other, report(other.tag, live=0))
+    assert not free.stranded(job)
+
+
 def test_being_left_out_takes_longer_each_time(topology: Topology) -> None:
     node = topology.owner(0)
     assert node is not None
