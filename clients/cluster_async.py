@@ -24,6 +24,7 @@ _LOOK_S = 1.0
 _CONNECT_S = 2.0
 _LAST_S = 0.5
 _WATCH_S = 1.0
+_GRACE_S = 0.25
 
 
 class AsyncCluster(AsyncNodes):
@@ -100,6 +101,8 @@ class AsyncCluster(AsyncNodes):
             raise TryAgain(f"node {node.address} has yet to say its tag")
         mailbox = self.mailbox(tag)
         channel = await self.channel_to(node, bulk=bool(request.before))
+        if flight.future.done():
+            return
         mailbox.launch(flight, channel, asking=asking)
 
     async def relaunch(self, flight: Flight, error: KeysideError) -> None:
@@ -127,15 +130,21 @@ class AsyncCluster(AsyncNodes):
     async def _rescue(self, flight: Flight) -> None:
         """Take a job back that may run anywhere, and waits where no executor is left, and send it elsewhere."""
         mailbox, job = flight.mailbox, flight.job
+        flight.moving = True
         try:
             (taken,) = await self.last_words((commands.ai_cancel(mailbox.key, job),))
         except KeysideError:
+            flight.moving = False  # nobody knows; it is asked again
             return
-        if taken and not flight.future.done() and flight.job == job:
-            mailbox.forget(flight)
-            error = flight.leave()
-            mailbox.enlist(flight)
-            await self.relaunch(flight, error)
+        if not taken:  # it has ended, and its reply is on its way; or nobody has it any more
+            await asyncio.wait((flight.future,), timeout=_GRACE_S)
+        if flight.future.done() or flight.expired or flight.job != job or not flight.way.free:
+            flight.moving = False
+            return
+        mailbox.forget(flight)
+        error = flight.leave()
+        mailbox.enlist(flight)
+        await self.relaunch(flight, error)
 
     async def run(self, request: Request) -> bytes:
         """Submit a request and wait for its reply.

@@ -76,7 +76,7 @@ class SyncCluster(SyncNodes):
         return self._pursue(way, lambda node, asking: self._attempt(way, node, asking=asking), failed)
 
     def _ask_node(self, request: Packed, way: Way, node: Node) -> bytes:
-        limit = min(request.timeout + MARGIN_S, FREE_SLICE_S)
+        limit = min(request.timeout + MARGIN_S, SLICE_S)
         pool = self._pool(node)
         wire = pool.take(min(limit, _CONNECT_S))
         with self._counted(node):
@@ -115,6 +115,7 @@ class SyncCluster(SyncNodes):
         if job:
             self.plan.learn(request, job)
         rescued = False
+        long = time.monotonic() + SLICE_S
         try:
             if isinstance(reply, KeysideError) and not redirected(reply):
                 raise reply
@@ -122,12 +123,15 @@ class SyncCluster(SyncNodes):
                 # Its slot moved while we waited, or it takes long, or that was said to an attempt before.
                 if time.monotonic() >= way.ends + MARGIN_S:
                     return self.give_up(request, ticket, job or way.job)
-                moved = isinstance(reply, KeysideError)
+                moved = isinstance(reply, KeysideError) or time.monotonic() > long
                 until = way.ends + MARGIN_S
+                if way.free and reply is None:
+                    self.plan.look_if_due(self._look)
+                    if way.stranded(job or way.job):
+                        rescued, reply = self._take_back(ticket, job or way.job)
+                        if rescued or reply is not None:
+                            break
                 if way.free:
-                    if self._rescued(way, ticket, job or way.job):
-                        rescued = True
-                        break
                     until = min(until, time.monotonic() + FREE_SLICE_S)
                 reply = self._collect(ticket, until, job or way.job, moved=moved)
         except KeysideError as error:
@@ -135,29 +139,33 @@ class SyncCluster(SyncNodes):
                 # Whoever has its slot now may never have heard of it: sent again under its number it runs once.
                 way.doubt = True
             raise
+        except BaseException:
+            if job or way.job:
+                self.forget((commands.ai_cancel(ticket, job or way.job),))
+            raise
         if rescued:
             raise way.taken_back()
         found: bytes = reply
         return found
 
-    def _rescued(self, way: Way, ticket: bytes, job: bytes) -> bool:
-        """Take a job back that may run anywhere, if no executor is left where it waits; return whether it was."""
-        if self.plan.topology.due():
-            self._look_now()
-        if not way.stranded(job):
-            return False
+    def _take_back(self, ticket: bytes, job: bytes) -> tuple[bool, bytes | None]:
+        """Take a job back that waits where no executor is left.
+
+        Returns:
+            Whether it may be sent elsewhere, as it is queued no more, and has no reply; and that, if it has one.
+        """
         try:
-            (taken,) = self.last_words((commands.ai_cancel(ticket, job),))
+            _, late = self.last_words((commands.ai_cancel(ticket, job), plain.lpop(ticket)))
         except KeysideError:
-            return False
-        return bool(taken)
+            return False, None  # nobody knows; it is asked again
+        return late is None, late
 
     def _attempt(self, way: Way, node: Node, *, asking: bool) -> bytes:
         request = way.submitted
         seconds = way.ends - time.monotonic()
-        patience = min(max(seconds, 0.001) + MARGIN_S, FREE_SLICE_S if way.free else SLICE_S)
+        patience = min(max(seconds, 0.001) + MARGIN_S, SLICE_S)
         ticket = request.ticket(request.tag)
-        waiting = plain.blpop(ticket, patience)
+        waiting = plain.blpop(ticket, min(patience, FREE_SLICE_S) if way.free else patience)
         batch: list[Command[Any]] = [*request.before, request.submit(seconds, ticket), waiting]
         job = b""
         pool = self._pool(node)

@@ -13,7 +13,7 @@ from keyside.clients.topology import Node
 from keyside.clients.way import ASK_S, Way, passing, redirected
 from keyside.tensorstore import keys, plain
 from keyside.tensorstore.command import Command
-from keyside.tensorstore.errors import KeysideError, NoModel, TryAgain, Unreachable
+from keyside.tensorstore.errors import Cancelled, KeysideError, NoModel, TryAgain, Unreachable
 
 if TYPE_CHECKING:
     from keyside.clients.cluster_async import AsyncCluster
@@ -31,9 +31,11 @@ class Flight(AsyncPending):
 
     Attributes:
         way: where it goes.
+        moving: its job is being taken back, or was, to be sent elsewhere.
     """
 
     mailbox: "NodeMailbox"
+    moving = False
 
     def __init__(self, request: Any, way: Way, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
@@ -56,7 +58,7 @@ class Flight(AsyncPending):
 
     def leave(self) -> KeysideError:
         """Take note that its job was taken back; return the error with which it goes on elsewhere."""
-        self.job, self.sent = b"", False
+        self.job, self.sent, self.refused = b"", False, 0
         return self.way.taken_back()
 
     def board(self, mailbox: "NodeMailbox") -> None:
@@ -77,6 +79,7 @@ class Flight(AsyncPending):
         before = self.request.before
         super().accept(job)
         self.request.before = before
+        self.moving = False
 
     def give_up(self, error: KeysideError) -> None:
         """End it without a reply."""
@@ -158,7 +161,18 @@ class NodeMailbox(Mailbox):
     def stranded(self) -> list[Flight]:
         """Return the requests that wait where no executor is left, though they could run elsewhere."""
         flights = [one for one in self._waiting.values() if isinstance(one, Flight) and not one.expired]
-        return [flight for flight in flights if flight.mailbox is self and flight.way.stranded(flight.job)]
+        here = [flight for flight in flights if flight.mailbox is self and not flight.moving]
+        return [flight for flight in here if flight.way.stranded(flight.job)]
+
+    async def cancel(self, pending: AsyncPending) -> bool:
+        """Take a job back; return whether it will write nothing any more."""
+        if await super().cancel(pending):
+            return True
+        if not isinstance(pending, Flight) or not pending.moving or pending.future.done():
+            return False
+        pending.left = True  # it is on its way to another node, which takes it no more, or back at once
+        self._finish(pending, Cancelled("the caller cancelled the job"))
+        return True
 
     def forget(self, flight: Flight) -> None:
         """Await it no longer."""
@@ -269,17 +283,21 @@ class NodeMailbox(Mailbox):
         Under its number it runs once if it is known after all.
         """
         flights = [
-            one for one in self._waiting.values() if isinstance(one, Flight) and one.sent and one.mailbox is self
+            (one, one.job)
+            for one in self._waiting.values()
+            if isinstance(one, Flight) and one.sent and one.mailbox is self and not one.moving
         ]
+        jobs = [job for _, job in flights if job]
         try:
-            queued = await self._cluster.last_words([plain.is_queued(flight.job) for flight in flights if flight.job])
+            queued = await self._cluster.last_words([plain.is_queued(job) for job in jobs])
         except KeysideError:
             queued = []
         await asyncio.sleep(_GRACE_S)  # what has ended just now is answered
-        still = {flight.job for flight, there in zip([f for f in flights if f.job], queued, strict=False) if there}
+        still = {job for job, there in zip(jobs, queued, strict=False) if there}
         lost = Unreachable(f"a node that had accepted the call is gone, or has lost it: {error}")
-        for flight in flights:
-            if flight.job not in still and not flight.expired and not flight.future.done():
+        for flight, job in flights:
+            here = flight.job == job and flight.mailbox is self and not flight.moving
+            if here and job not in still and not flight.expired and not flight.future.done():
                 flight.way.doubt = True
                 self.retry(flight, lost)
 

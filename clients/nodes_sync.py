@@ -16,7 +16,7 @@ from keyside.clients.pool import Pool
 from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncTransport
-from keyside.clients.way import FREE_SLICE_S, LATE_S, Way, asked, bare_device, passing
+from keyside.clients.way import FREE_SLICE_S, LATE_S, SLICE_S, Way, asked, bare_device, passing
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
@@ -68,7 +68,7 @@ class SyncNodes(ManyNodes, SyncTransport):
         self.closed = closed
 
     def _new_packer(self, tag: bytes) -> Packer:
-        return Packer(self.identity, tag, most=FREE_SLICE_S)
+        return Packer(self.identity, tag, most=SLICE_S if self.plan.topology.single else FREE_SLICE_S)
 
     # --- nodes
 

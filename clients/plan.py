@@ -110,6 +110,7 @@ class Plan:
     def looked(self, node: Node, said: NodeReport | KeysideError) -> None:
         """Take note of what a node says of itself, or that it does not."""
         if isinstance(said, LibraryMissing):
+            self.topology.heard()
             return  # an older library, which has no such function: the calls themselves will tell
         self.topology.looked(node, said)
 

@@ -176,7 +176,10 @@ class Topology:
             report = node.report
             return fresh(node) and report is not None and report.complete and (device is None or node.serves(device))
 
-        return (best, fresh, lambda node: node.out <= now, lambda node: node not in avoid, lambda _: True)
+        def serves(node: Node) -> bool:
+            return fresh(node) and device is not None and node.serves(device)
+
+        return (best, serves, fresh, lambda node: node.out <= now, lambda node: node not in avoid, lambda _: True)
 
     def all_out(self) -> bool:
         """Whether no node is known to serve."""
@@ -195,6 +198,10 @@ class Topology:
         """Whether it is so long ago that a node said what it has to do that one should not be chosen by that."""
         return time.monotonic() - self._heard > _OUTDATED_S
 
+    def heard(self) -> None:
+        """Take note that a node has been asked what it has to do, and has answered: if only that it does not say."""
+        self._heard = time.monotonic()
+
     def served_elsewhere(self, node: Node, device: str) -> bool:
         """Whether a device has no executor at a node, and has some at another one, as far as is known."""
         now = time.monotonic()
@@ -204,6 +211,8 @@ class Topology:
 
     def looked(self, node: Node, said: NodeReport | KeysideError) -> None:
         """Take note of what a node says of itself, or that it does not."""
+        if not isinstance(said, Unreachable):
+            self.heard()
         if isinstance(said, KeysideError):
             node.leave_out()
             self.stale = self.stale or isinstance(said, Unreachable)
@@ -211,7 +220,6 @@ class Topology:
                 node.broken = str(said)
             return
         node.report = said
-        self._heard = time.monotonic()
         if not self.single and said.tag:
             node.tag = said.tag
         if node.broken or node.out:

@@ -15,6 +15,7 @@ from keyside.tensorstore.errors import (
     LibraryMissing,
     NoModel,
     ServerError,
+    TimedOut,
     TryAgain,
     Unreachable,
 )
@@ -40,7 +41,10 @@ SLICE_S = 5.0
 """How long one wait for a reply is, at most: a node that is silent for longer than that is gone."""
 
 FREE_SLICE_S = 1.0
-"""The same for a request that may run anywhere: then it is seen whether there is still an executor where it waits."""
+"""The same of a request that may run anywhere: then it is seen whether there is still an executor where it waits."""
+
+ROOM_S = 0.2
+"""What has less time left than this is not sent elsewhere any more."""
 
 LATE_S = 0.3
 """How much later than its time an answer of a server may be."""
@@ -132,9 +136,8 @@ class Way:
     """
 
     __slots__ = (
-        "_ask", "_avoid", "_hops", "_pause", "_placed", "doubt", "ends", "job", "node", "refusals", "repeatable",
-        "request", "slot",
-        "topology", "tries",
+        "_ask", "_avoid", "_hops", "_pause", "_placed", "_rescued", "doubt", "ends", "job", "node", "refusals",
+        "repeatable", "request", "slot", "topology", "tries",
     )  # fmt: skip
 
     def __init__(
@@ -156,7 +159,7 @@ class Way:
         self.refusals = 0
         self.job = b""
         self.node: Node | None = None
-        self._placed = False
+        self._placed = self._rescued = False
         self._ask: Node | None = None
         self._avoid: list[Node] = []
         self._hops = 0
@@ -186,16 +189,25 @@ class Way:
         Args:
             job: its id.
         """
-        node = self.node
-        return self.free and bool(job) and node is not None and self.topology.served_elsewhere(node, bare_device(job))
+        if not self.free or not job or time.monotonic() + ROOM_S >= self.ends:
+            return False
+        node = self._where
+        return node is not None and self.topology.served_elsewhere(node, bare_device(job))
 
-    def taken_back(self) -> TryAgain:
-        """Take note that its job was taken back; return the error with which it goes on elsewhere."""
-        request, node = self.submitted, self.node
-        # Where it was the number before is taken.
-        request.seq = request.identity.number()
-        self.job = b""
-        return TryAgain(f"no executor is left on node {'' if node is None else node.address}")
+    @property
+    def _where(self) -> Node | None:
+        """The node that has its job now: another one than took it, if that was replaced."""
+        return self.node if self.slot is None else self.topology.owner(self.slot)
+
+    def taken_back(self) -> TimedOut:
+        """Take note that its job was taken back, to be sent elsewhere; return the error where time is over."""
+        request, node = self.submitted, self._where
+        request.seq = request.identity.number()  # where it was the number before is taken
+        self.job, self.tries, self.refusals = b"", 0, 0
+        self._avoid = [] if node is None else [node]
+        self._placed, self._rescued = False, True
+        where = "" if node is None else f" on the node {node.address}, where it was"
+        return TimedOut(f"no answer within {request.timeout:g} s: no executor is left{where}")
 
     def placed(self, node: Node) -> None:
         """Take note that a request that may run anywhere has been sent to a node already."""
@@ -260,6 +272,9 @@ class Way:
         return wait
 
     def _after(self, error: KeysideError) -> float | None:
+        if self._rescued:
+            self._rescued = False  # nothing is wrong with the node, which may serve other devices
+            return 0.0
         topology, node = self.topology, self.node
         if node is None:
             return self._pause()

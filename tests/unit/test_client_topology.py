@@ -137,7 +137,23 @@ def test_a_job_is_stranded_where_no_executor_is_left_but_elsewhere(topology: Top
     wait = free.failed(free.taken_back())
     assert (free.next()[0], free.job, wait) == (other, b"", 0.0)
     assert free.submitted.seq != before, "where it was that number is taken"
+    assert not node.out, "it may serve other devices"
+    # There and back again, though a third node, which has never had executors, has nothing to do.
+    job = b"CPU@%b/1-0" % other.tag
+    topology.looked(node, report(node.tag, queued=50))
+    topology.looked(other, report(other.tag, live=0))
+    assert free.stranded(job)
+    free.failed(free.taken_back())
+    assert free.next()[0] is node
+    topology.looked(node, report(node.tag, live=0))
+    topology.looked(other, report(other.tag))
+    late = Way(topology, time.monotonic() + 0.1, request=request())
+    late.to(node)
+    late.next()
+    assert not late.stranded(job), "there is no time to begin anew"
     keyed = a_way(topology, request(key=b"k"))
+    free.failed(free.taken_back())
+    assert free.next()[0] is other
     topology.looked(keyed.next()[0], report(keyed.next()[0].tag, live=0))
     assert not keyed.stranded(job), "its keys are there"
     free.doubt = True
