@@ -136,7 +136,7 @@ class Strays(threading.Thread):
         if reply:
             worker.takeover.take_in(self._wire, word, reply[0][1])
             return True
-        if self._remove_if_empty(stream):
+        if self._remove_if_empty(word):
             worker.log.info("moved queue is empty", queue=word)
             self.leave(word)
         return False
@@ -153,11 +153,14 @@ class Strays(threading.Thread):
         elif not on_the_move(reply):
             raise Unreachable(str(reply))
 
-    def _remove_if_empty(self, stream: bytes) -> bool:
-        """Take a stream away that has no entries, whoever may be about to add one."""
+    def _remove_if_empty(self, word: str) -> bool:
+        """Take a queue away that has no entries, whoever may be about to add one, and its account of bytes."""
+        queue, _, tag = word.partition("@")
+        names = keys.NodeKeys(tag.encode())
+        stream, account = names.jobs(queue), names.bytes(queue)
         _, length = self._wire.call_many(((b"WATCH", stream), (b"XLEN", stream)))
         if length != 0:
             self._wire.call_many(((b"UNWATCH",),))
             return False
-        *_, done = self._wire.call_many(((b"MULTI",), (b"UNLINK", stream), (b"EXEC",)))
+        *_, done = self._wire.call_many(((b"MULTI",), (b"UNLINK", stream, account), (b"EXEC",)))
         return isinstance(done, list)

@@ -39,6 +39,16 @@ local function beat_queues(own, devices)
   return words, used
 end
 
+-- Jobs that are not there hold no bytes. A slot on the move or a failover may have taken a part of the account along.
+local function beat_account(own, words)
+  for _, word in ipairs(words) do
+    local held = redis.pcall('GET', own.bytes .. word)
+    if type(held) == 'string' and held ~= '0' and redis.pcall('XLEN', own.jobs .. word) == 0 then
+      redis.call('UNLINK', own.bytes .. word)
+    end
+  end
+end
+
 -- A consumer with pending jobs stays until they have been taken over: DELCONSUMER would lose them.
 local function beat_forget(own, words, name)
   for _, word in ipairs(words) do
@@ -63,6 +73,7 @@ local function KS_BEAT(_, ARGV)
   local own = node.keys()
   local now = node.now_ms()
   local words, used = beat_queues(own, devices)
+  beat_account(own, words)
   redis.call('ZADD', own.executors, now, consumer)
   redis.call('SET', own.executor .. consumer, info, 'PX', ttl)
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', own.executors, '-inf', now - 5 * ttl, 'LIMIT', 0, 8)) do

@@ -54,6 +54,31 @@ def test_a_heartbeat_makes_what_was_lost_and_spares_what_is_there(ready: Hand) -
     assert [again.id for again in ready.claim()] == [job.id], "from the start: it has not ended"
 
 
+def test_a_heartbeat_sees_that_queues_without_jobs_hold_no_bytes(ready: Hand) -> None:
+    """A slot on the move, or a failover, may have taken a part of the account along."""
+    account = ready.node.bytes("CPU")
+    ready.do("SET", "x", LARGE)
+    ready.execute(["x"], ["y"])
+    held = int(ready.do("GET", account))
+    assert held > 4096
+    ready.do("INCRBY", account, 999)
+    ready.beat()
+    assert int(ready.do("GET", account)) == held + 999, "there is a job: what it holds is not known here"
+    ready.complete("e1", [ok(job) for job in ready.claim()])
+    assert int(ready.do("GET", account)) == 999
+    ready.beat()
+    assert ready.do("GET", account) is None
+    for value in ("-7", "x"):
+        ready.do("SET", account, value)
+        ready.beat()
+        assert ready.do("GET", account) is None
+    ready.do("DEL", account)
+    ready.do("RPUSH", account, "x")
+    ready.beat()
+    assert ready.do("LLEN", account) == 1
+    ready.do("DEL", account)
+
+
 def test_an_executor_that_leaves(ready: Hand) -> None:
     ready.claim("e1")
     assert ready.fcall("KS_LEAVE", [], "e1", "CPU", "NONE") == b"OK"
