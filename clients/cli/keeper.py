@@ -267,8 +267,9 @@ class Keeper:
         orderly = True
         running = [one for one in self.executors if one.running()]
         if running:
+            asked = max(self._times_asked, 1)  # before it is said: what comes then is a further request
             say("stopping")
-            orderly = self._stop(running)
+            orderly = self._stop(running, asked)
         for server in self.servers:
             if not server.stop():
                 name = f"the server {server.name}" if len(self.servers) > 1 else "the server"
@@ -276,10 +277,9 @@ class Keeper:
                 orderly = False
         return orderly
 
-    def _stop(self, running: list[KeptExecutor]) -> bool:
+    def _stop(self, running: list[KeptExecutor], asked: int) -> bool:
         for one in running:
             one.ask_to_stop()
-        asked = max(self._times_asked, 1)
         end = time.monotonic() + self._drain_s + 15
         orderly = True
         while running:
