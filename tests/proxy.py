@@ -79,6 +79,7 @@ class Proxy:
         self.after: Rule | None = None
         self.replies: Rule | None = None
         self.accepted = 0
+        self.ended = 0  # connections that have broken by themselves, or as a rule or a fault would have it
 
     @property
     def url(self) -> str:
@@ -240,7 +241,7 @@ class Proxy:
                     break
         _reset(pair)
         with self._lock:
-            self._pairs.pop(pair, None)
+            self.ended += self._pairs.pop(pair, None) is not None
 
     def _pass_on(self, data: bytes, sink: socket.socket, pump: _Pump) -> bool:
         """Send on what has come, as far as the faults let it; False: the connection is to be reset."""

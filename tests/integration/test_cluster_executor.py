@@ -97,7 +97,7 @@ def test_an_executor_of_a_replica_stands_by_until_that_is_promoted(cluster: Clus
         promote(cluster, replica)
         promoted = time.monotonic()
         wait_until(lambda: second.ready, "its executor serves", 5)
-        assert time.monotonic() - promoted < 1.5
+        assert time.monotonic() - promoted < 3
         np.testing.assert_array_equal(predict(replica, name), 2 * X + 1)
         wait_until(lambda: "standby: its node is a replica" in first.health("ready")[1], "the other one stands by", 5)
         assert first.health("live")[0] == 200
@@ -112,7 +112,7 @@ def test_jobs_in_flight_survive_a_failover(cluster: Cluster) -> None:
     name = name_on(cluster, primary)
     with Standby(primary, **FAST) as first, Standby(replica, **FAST) as second, primary.client() as db:
         raw.store(db, name, more_models.slow())
-        running = raw.call(db, *raw.predict(name, more_models.turns_for(0.6)))
+        running = raw.call(db, *raw.predict(name, more_models.turns_for(1.5)))
         queued = [raw.call(db, *raw.predict(name, np.full((1, 1), n, np.int64))) for n in range(5)]
         wait_until(lambda: pending(cluster, primary), "the first runs")
         assert db.wait(1, 5000) == 1, "the replica has them"
@@ -120,8 +120,8 @@ def test_jobs_in_flight_survive_a_failover(cluster: Cluster) -> None:
         wait_until(lambda: second.ready and not first.ready, "the roles have changed", 10)
         with replica.client() as new:
             for n, ticket in enumerate(queued):
-                assert raw.answer(new, ticket).outputs["y"] == n
-            assert raw.answer(new, running).outputs["y"] > 0
+                assert raw.answer(new, ticket, 15).outputs["y"] == n
+            assert raw.answer(new, running, 15).outputs["y"] > 0
             assert not new.exists(running, *queued), "each was answered once"
         assert "Traceback" not in first.output + second.output
 
@@ -138,7 +138,7 @@ def test_jobs_in_flight_survive_a_primary_that_is_killed(cluster: Cluster) -> No
     with Standby(primary, **FAST) as first, Standby(replica, **FAST) as second:
         with primary.client() as db:
             raw.store(db, name, more_models.slow())
-            running = raw.call(db, *raw.predict(name, more_models.turns_for(1.0)))
+            running = raw.call(db, *raw.predict(name, more_models.turns_for(2.0)))
             queued = [raw.call(db, *raw.predict(name, np.full((1, 1), n, np.int64))) for n in range(5)]
             wait_until(lambda: pending(cluster, primary), "the first runs")
             assert db.wait(1, 5000) == 1, "the replica has them"

@@ -44,7 +44,7 @@ def test_an_executor_that_is_cut_off_for_longer_than_its_lease(apart: Any, how: 
     proxy, first, db = apart
     with Executor(first.server, **QUICK) as second:
         with raw.paused(second):
-            ticket = busy(db, 0.5)
+            ticket = busy(db, 1.5)
             wait_until(lambda: held_by(db, [first, second]) is first, "the first has it")
             apart_from_now = proxy.partitioned() if how == "partition" else proxy.blackholed()
             apart_from_now.__enter__()

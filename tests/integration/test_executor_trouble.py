@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from tests import models, more_models, raw
 from tests.executors import Executor
+from tests.faults import halt_in_claim
 from tests.servers import Server, wait_until
 
 ROW = np.array([[1, 2, 3, 4]], np.float32)
@@ -21,8 +22,10 @@ def test_sigterm_ends_it_though_the_server_is_gone(redis_own: Server) -> None:
     executor = Executor(redis_own, drain_s=1).start()
     with redis_own.client() as db:
         raw.store(db, "slow", more_models.slow())
+        halt_in_claim(db, executor)  # so that it cannot have ended the job before anybody looks
         raw.call(db, *raw.predict("slow", more_models.turns_for(0.5)))
         wait_until(lambda: pending(db, "CPU"), "the job is claimed")
+        executor.resume()
     redis_own.kill()
     began = time.monotonic()
     assert executor.stop() == 0
@@ -62,11 +65,13 @@ def test_a_model_is_loaded_although_the_loaders_connection_was_lost(redis: Serve
 
 def test_a_refusal_for_a_while_does_not_lose_what_was_computed(redis_own: Server) -> None:
     redis_own.load_library()
-    with Executor(redis_own), redis_own.client() as db:
+    with Executor(redis_own) as executor, redis_own.client() as db:
         raw.store(db, "slow", more_models.slow())
+        halt_in_claim(db, executor)
         ticket = raw.call(db, *raw.predict("slow", more_models.turns_for(0.3)))
         wait_until(lambda: pending(db, "CPU"), "the job is claimed")
         db.config_set("min-replicas-to-write", 1)  # writes answer NOREPLICAS
+        executor.resume()
         began = time.monotonic()
         wait_until(lambda: time.monotonic() - began > 0.8, "the run has ended meanwhile")
         db.config_set("min-replicas-to-write", 0)

@@ -45,6 +45,21 @@ def order(db: Any, count: int) -> list[str]:
     return found
 
 
+def overtaken(db: Any, value: Any) -> int:
+    """Submit one more urgent job to those of `pile`; how many others end between then and its end."""
+    options = ("PRIORITY", "HIGH", "TICKET", LIST, "HIGH", "TIMEOUT", 120_000)
+    # As one: while somebody looks and then submits, or reads the reply and then looks, more may end.
+    before, _ = raw.at_once(db, ("LLEN", LIST), raw.predict("short", value, options=options))
+    ended: list[bytes] = []
+
+    def has_ended() -> bool:
+        ended[:] = [item.partition(b" ")[0] for item in db.lrange(LIST, before, -1)]
+        return b"HIGH" in ended
+
+    wait_until(has_ended, "the urgent job has ended", 10)
+    return ended.index(b"HIGH")
+
+
 def store_short(db: Any) -> Any:
     """Store a model that runs for some 20 ms on the input returned, alone, and let its executor know."""
     raw.store(db, "short", more_models.slow(), "BATCHSIZE", 1)
@@ -99,10 +114,8 @@ def test_an_urgent_job_overtakes(redis: Server, db_redis: Any) -> None:
         pile(db_redis, "short", value, NORMAL=60)
         for _ in range(5):
             wait_until(lambda: db_redis.llen(LIST) >= 1, "they run")
-            before = db_redis.llen(LIST)
-            raw.answer(db_redis, submit(db_redis, "short", value, "HIGH"))
-            assert db_redis.llen(LIST) - before <= 5, "it waited for no more than what had begun or was just claimed"
-        order(db_redis, 60)
+            assert overtaken(db_redis, value) <= 5, "it waited for no more than what had begun or was just claimed"
+        order(db_redis, 65)
 
 
 @pytest.mark.parametrize("priority", ["HIGH", "LOW"])
@@ -112,12 +125,12 @@ def test_the_first_job_of_a_priority_is_not_late(redis: Server, db_redis: Any, p
         raw.run(db_redis, raw.predict("m", ROW))
         began = time.monotonic()
         raw.answer(db_redis, submit(db_redis, "m", ROW, priority))
-        assert time.monotonic() - began < 2, "no heartbeat was waited for, nor the end of a claim"
+        assert time.monotonic() - began < 3.5, "no heartbeat was waited for, nor the end of a claim, which is after 5 s"
         for _ in range(20):
             began = time.monotonic()
             raw.answer(db_redis, submit(db_redis, "m", ROW, priority))
             raw.run(db_redis, raw.predict("m", ROW))
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 3.5
         assert db_redis.xlen("ks:{0}:jobs:CPU") == 0, "what woke it is gone"
 
 
@@ -126,9 +139,8 @@ def test_the_first_urgent_job_while_all_are_busy(redis: Server, db_redis: Any) -
         value = store_short(db_redis)
         pile(db_redis, "short", value, NORMAL=100)
         wait_until(lambda: db_redis.llen(LIST) >= 1, "they run")
-        raw.answer(db_redis, submit(db_redis, "short", value, "HIGH"))
-        assert db_redis.llen(LIST) < 60, "a heartbeat finds the queue"
-        order(db_redis, 100)
+        assert overtaken(db_redis, value) < 59, "a heartbeat finds the queue"
+        order(db_redis, 101)
 
 
 def test_an_executor_that_comes_later_serves_what_waits(redis: Server, db_redis: Any) -> None:
@@ -145,14 +157,14 @@ def test_deadlines_hold_in_all_queues_while_a_model_runs(redis: Server, db_redis
     with Executor(redis, beat_ms=100):
         value = store_short(db_redis)
         use_all(db_redis, value)
-        long = [raw.call(db_redis, *raw.predict("short", more_models.turns_for(2.0))) for _ in range(3)]
+        long = [raw.call(db_redis, *raw.predict("short", more_models.turns_for(3.0))) for _ in range(3)]
         wait_until(lambda: claimed(db_redis, "ks:{0}:jobs:CPU"), "the first runs")
         began = time.monotonic()
         tickets = [submit(db_redis, "short", value, priority, "TIMEOUT", 150) for priority in ("HIGH", "LOW")]
         for ticket in tickets:
             with pytest.raises(TimedOut):
                 raw.answer(db_redis, ticket)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.0
         for ticket in long:
             raw.answer(db_redis, ticket, 30)
 
@@ -227,7 +239,7 @@ def test_two_executors_and_all_priorities(redis: Server, db_redis: Any) -> None:
             pile(db_redis, "m", ROW, LOW=100, NORMAL=100, HIGH=100)
             assert Counter(order(db_redis, 300)) == {"HIGH": 100, "NORMAL": 100, "LOW": 100}
         for queue in ("CPU", "CPU!H", "CPU!L"):
-            assert db_redis.xlen(f"ks:{{0}}:jobs:{queue}") == 0
+            wait_until(lambda queue=queue: not db_redis.xlen(f"ks:{{0}}:jobs:{queue}"), "what woke them is gone too")  # type: ignore[misc]
 
 
 def denied(db: Any, *command: Any) -> None:

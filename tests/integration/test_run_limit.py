@@ -24,7 +24,7 @@ from keyside.tensorstore.errors import RunFailed, TimedOut
 EVER = np.array([[10**15]], np.int64)
 """With so many turns `more_models.slow` takes months."""
 ONE = np.array([[1]], np.int64)
-LIMIT = ("OPTIONS", json.dumps({"run_limit_ms": 300}))
+LIMIT = ("OPTIONS", json.dumps({"run_limit_ms": 1500}))  # a busy machine may take a while for a short run, too
 WAYS = ["lane", "claim thread", "express"]
 
 
@@ -95,7 +95,7 @@ def busy(pid: int) -> int:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_that_never_ends(redis: Server, db: Any, way: str) -> None:
     # A busy machine must let it run for long enough to be seen before the limit ends it.
-    limit = ("OPTIONS", json.dumps({"run_limit_ms": 1200}))
+    limit = ("OPTIONS", json.dumps({"run_limit_ms": 2000}))
     with Executor(redis) as executor:  # its lease is 10 s: nothing here may wait for that
         raw.store(db, "slow", more_models.slow(), *limit)
         raw.store(db, "m", models.affine())
@@ -104,7 +104,7 @@ def test_a_run_that_never_ends(redis: Server, db: Any, way: str) -> None:
             assert (busy(executor.pid) == executor.pid) == (way != "lane")
             waiting = [raw.call(db, *raw.predict("m", X + n)) for n in range(3)]
             queued = raw.call(db, *raw.predict("slow", ONE))
-            with pytest.raises(RunFailed, match=r"'slow@1' ran longer than its limit, 1\.2 s.* run_limit_ms"):
+            with pytest.raises(RunFailed, match=r"'slow@1' ran longer than its limit, 2 s.* run_limit_ms"):
                 raw.answer(db, hung, 5)
         for n, ticket in enumerate(waiting):
             np.testing.assert_allclose(raw.answer(db, ticket, 5).outputs["y"], (X + n) * 2 + 1)
@@ -122,16 +122,16 @@ def test_a_run_that_never_ends(redis: Server, db: Any, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_the_caller_is_told_at_its_deadline(redis: Server, db: Any, way: str) -> None:
     port = free_port()
-    with Executor(redis, http_port=port, run_limit_s=1.5) as executor:
+    with Executor(redis, http_port=port, run_limit_s=4) as executor:
         raw.store(db, "slow", more_models.slow())
         with begins_anew(db, executor.pid):
             if way != "lane":
                 raw.warm(db, "slow", ONE)
             began = time.monotonic()
-            hung = hang(db, way, "TIMEOUT", 400)
+            hung = hang(db, way, "TIMEOUT", 1500)
             with pytest.raises(TimedOut):
-                raw.answer(db, hung, 3)
-            assert time.monotonic() - began < 1.3, "before the limit"
+                raw.answer(db, hung, 5)
+            assert time.monotonic() - began < 3.8, "before the limit"
         assert raw.run(db, raw.predict("slow", ONE)).outputs["y"] == 1
         assert db.llen(hung) == 0, "told once"
         assert 'keyside_executor_events_total{event="runs_abandoned"} 1.0' in fetch(port, "/metrics")[1]
@@ -233,12 +233,12 @@ def test_a_malformed_limit(redis: Server, db: Any, value: Any) -> None:
 
 
 def test_a_load_that_never_ends(redis: Server, db: Any) -> None:
-    with Executor(redis, load_limit_s=0.5, **QUICK) as executor:
+    with Executor(redis, load_limit_s=2, **QUICK) as executor:  # that of m@1 must do with it too
         raw.store(db, "m", models.affine())
         with begins_anew(db, executor.pid):
             raw.call(db, *raw.modelstore("m", more_models.slow(turns=10**15)))
             assert raw.run(db, raw.predict("m", X)).target == "m@1", "what was there serves on"
-        wait_until(lambda: raw.state(db, "m", 2) == "failed", "it is given up")
+        wait_until(lambda: raw.state(db, "m", 2) == "failed", "it is given up", 40)
         assert b"3 executors in turn died or stalled while they loaded it" in db.hget("m", "2:reason")
         ((_, dead),) = db.xrange(NODE.dead)
         assert (dead[b"model"], dead[b"deliveries"]) == (b"m@2", b"3")
@@ -287,7 +287,7 @@ def test_keyside_executor_goes_on_as_it_was_started(redis: Server, db: Any, tmp_
 
 
 def test_keyside_up_keeps_it(redis: Server, db: Any, tmp_path: Path) -> None:
-    with Up(tmp_path, "--url", redis.url_unix, "--run-limit-s", "0.4").ready() as up:
+    with Up(tmp_path, "--url", redis.url_unix, "--run-limit-s", "1.5").ready() as up:
         raw.store(db, "slow", more_models.slow())
         pid = up.facts["executor_pid"]
         with begins_anew(db, pid), pytest.raises(RunFailed):

@@ -27,7 +27,7 @@ bind 127.0.0.1
 dir {directory}
 logfile {directory}/log
 sentinel monitor mymaster 127.0.0.1 {primary} 2
-sentinel down-after-milliseconds mymaster 500
+sentinel down-after-milliseconds mymaster 1500
 sentinel failover-timeout mymaster 3000
 """
 

@@ -156,7 +156,7 @@ def test_long_patterns_do_not_take_long(hand: Hand) -> None:
     before = hand.now()
     hand.do("SET", key, b"")
     hand.fcall("AI_TENSORCHANGED", [key])
-    assert hand.now() - before < 1000
+    assert hand.now() - before < 3000
     # May anything that these give match?
     before = hand.now()
     for pattern, count in ((b"{x}aab{y}aab{z}aab{w}", 30), (b"{x}" + b"a" * 400 + b"b", 30)):

@@ -104,9 +104,11 @@ class Ear:
         self._pubsub = pubsub
 
     def raw(self) -> list[bytes]:
-        """What has been published since the last look."""
+        """What has been published on this server since the last look: it comes before the answer to a PING."""
         found = []
-        while (message := self._pubsub.get_message(timeout=0.05)) is not None:
+        self._pubsub.ping()
+        while (message := self._pubsub.get_message(timeout=20)) is None or message["type"] != "pong":
+            assert message is not None, "no answer"
             if message["type"] == "pmessage":
                 found.append(message["data"])
         return found

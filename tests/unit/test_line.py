@@ -1,7 +1,8 @@
 """The claim thread's connection: executor/line.py, executor/claims.py and the spinning of executor/wire.py."""
 
+import itertools
 import socket
-import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -181,19 +182,28 @@ def test_what_is_there_is_read_with_and_without_spinning(pair: Any, spin_s: floa
     assert pair.wire._luck == (LUCK_MAX if spin_s else 0)
 
 
-def test_luck_runs_out_where_nothing_comes_in_time(pair: Any) -> None:
+def test_luck_runs_out_where_nothing_comes_in_time(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.wire.spin_s = 0.001
     pair.wire._luck = 3
+
+    def read_late(n: int, look: int) -> Any:
+        """Read a number that comes as the clock is looked at for that time; a second passes between two looks."""
+        looks = itertools.count()
+
+        def clock() -> float:
+            at = next(looks)
+            if at == look:
+                pair.theirs.sendall(b":%d\r\n" % n)
+            return float(at)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "perf_counter", clock)
+            return pair.wire.read_small()
+
     for n in range(2):
-        timer = threading.Timer(0.05, pair.theirs.sendall, (b":%d\r\n" % n,))
-        timer.start()
-        assert pair.wire.read_small() == n
-        timer.join()
+        assert read_late(n, 1) == n
     assert pair.wire._luck == -1, "from now on it sleeps at once"
-    timer = threading.Timer(0.05, pair.theirs.sendall, (b":7\r\n",))
-    timer.start()
-    assert pair.wire.read_small() == 7
-    timer.join()
+    assert read_late(7, 0) == 7
     assert pair.wire._luck == -1
 
 
