@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.flights import Flight, NodeMailbox
+from keyside.clients.mailbox import LATE_REPLY_S
 from keyside.clients.nodes_async import AsyncNodes
 from keyside.clients.packed import Packed
 from keyside.clients.request import Request
@@ -20,11 +21,8 @@ from keyside.tensorstore.errors import Busy, KeysideError, NoModel, TryAgain
 __all__ = ["AsyncCluster"]
 
 T = TypeVar("T")
-_LOOK_S = 1.0
-_CONNECT_S = 2.0
 _LAST_S = 0.5
 _WATCH_S = 1.0
-_GRACE_S = 0.25
 
 
 class AsyncCluster(AsyncNodes):
@@ -137,7 +135,7 @@ class AsyncCluster(AsyncNodes):
             flight.moving = False  # nobody knows; it is asked again
             return
         if not taken:  # it has ended, and its reply is on its way; or nobody has it any more
-            await asyncio.wait((flight.future,), timeout=_GRACE_S)
+            await asyncio.wait((flight.future,), timeout=LATE_REPLY_S)
         if flight.future.done() or flight.expired or flight.job != job or not flight.way.free:
             flight.moving = False
             return

@@ -19,9 +19,7 @@ from keyside.tensorstore.errors import KeysideError, NoModel, TimedOut, TryAgain
 __all__ = ["SyncCluster"]
 
 T = TypeVar("T")
-_LOOK_S = 1.0
 _CONNECT_S = 2.0
-_LAST_S = 0.5
 _PAUSE_S = 0.1
 _REFUSED = (b"TRYAGAIN ", b"NOMODEL ")
 
@@ -114,6 +112,7 @@ class SyncCluster(SyncNodes):
         ticket = request.ticket(request.tag)
         if job:
             self.plan.learn(request, job)
+        job = job or way.job
         rescued = False
         long = time.monotonic() + SLICE_S
         try:
@@ -122,26 +121,26 @@ class SyncCluster(SyncNodes):
             while isinstance(reply, KeysideError) or reply is None or (reply.startswith(_REFUSED) and way.tries > 1):
                 # Its slot moved while we waited, or it takes long, or that was said to an attempt before.
                 if time.monotonic() >= way.ends + MARGIN_S:
-                    return self.give_up(request, ticket, job or way.job)
+                    return self.give_up(request, ticket, job)
                 moved = isinstance(reply, KeysideError) or time.monotonic() > long
                 until = way.ends + MARGIN_S
                 if way.free and reply is None:
                     self.plan.look_if_due(self._look)
-                    if way.stranded(job or way.job):
-                        rescued, reply = self._take_back(ticket, job or way.job)
+                    if way.stranded(job):
+                        rescued, reply = self._take_back(ticket, job)
                         if rescued or reply is not None:
                             break
                 if way.free:
                     until = min(until, time.monotonic() + FREE_SLICE_S)
-                reply = self._collect(ticket, until, job or way.job, moved=moved)
+                reply = self._collect(ticket, until, job, moved=moved)
         except KeysideError as error:
             if passing(error):
                 # Whoever has its slot now may never have heard of it: sent again under its number it runs once.
                 way.doubt = True
             raise
         except BaseException:
-            if job or way.job:
-                self.forget((commands.ai_cancel(ticket, job or way.job),))
+            if job:
+                self.forget((commands.ai_cancel(ticket, job),))
             raise
         if rescued:
             raise way.taken_back()

@@ -160,9 +160,15 @@ class NodeMailbox(Mailbox):
 
     def stranded(self) -> list[Flight]:
         """Return the requests that wait where no executor is left, though they could run elsewhere."""
-        flights = [one for one in self._waiting.values() if isinstance(one, Flight) and not one.expired]
-        here = [flight for flight in flights if flight.mailbox is self and not flight.moving]
-        return [flight for flight in here if flight.way.stranded(flight.job)]
+        return [
+            one
+            for one in self._waiting.values()
+            if isinstance(one, Flight)
+            and one.mailbox is self
+            and not one.expired
+            and not one.moving
+            and one.way.stranded(one.job)
+        ]
 
     async def cancel(self, pending: AsyncPending) -> bool:
         """Take a job back; return whether it will write nothing any more."""

@@ -16,10 +16,11 @@ from keyside.tensorstore.errors import Cancelled, KeysideError, TryAgain, Unreac
 
 T = TypeVar("T")
 
-__all__ = ["BLOCK_S", "REPLIES", "Lines", "Mailbox"]
+__all__ = ["BLOCK_S", "LATE_REPLY_S", "REPLIES", "Lines", "Mailbox"]
 
 BLOCK_S = 5.0
-_LATE_S = 0.25
+LATE_REPLY_S = 0.25
+"""How long the reply of a job that has ended may be on its way."""
 _GRAIN_S = 0.02
 _DIGITS = 16
 REPLIES = 1000
@@ -274,7 +275,7 @@ class Mailbox:
         try:
             if pending.job and not await transport.call(commands.ai_cancel(self._key, pending.job)):
                 # It has ended after all: its reply may be on its way.
-                await asyncio.wait((pending.future,), timeout=_LATE_S)
+                await asyncio.wait((pending.future,), timeout=LATE_REPLY_S)
                 self._finish(pending, reply_lost(timeout))
                 return
             device = pending.job.decode("ascii", "replace").partition("/")[0]

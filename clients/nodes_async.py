@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from keyside.clients.channel import Channel
 from keyside.clients.endpoint import Endpoint, NotConnected
 from keyside.clients.packed import Packer, Packs
-from keyside.clients.places import ManyNodes, laggards
+from keyside.clients.places import ManyNodes, laggards, said_of
 from keyside.clients.plan import Plan, SpreadPacker
-from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_async import AsyncTransport
-from keyside.clients.way import LATE_S, Way, asked, bare_device, passing
+from keyside.clients.way import LATE_S, Way, asked, passing
 from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
 from keyside.tensorstore.errors import KeysideError, TryAgain, Unreachable
@@ -165,9 +164,9 @@ class AsyncNodes(ManyNodes, AsyncTransport):
             self._leaving.discard(link)
             self.spawn(link.close())
 
-    def _look(self) -> None:
+    def _look(self) -> "asyncio.Task[Any]":
         """See in the background what the nodes have to do."""
-        self.spawn(self._look_now())
+        return self.spawn(self._look_now())
 
     def spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
         """Let something run on its own, until the client is closed."""
@@ -181,7 +180,7 @@ class AsyncNodes(ManyNodes, AsyncTransport):
         topology = self.plan.topology
         outdated = topology.outdated()
         if topology.due():
-            looking = self.spawn(self._look_now())
+            looking = self._look()
             if outdated:
                 await asyncio.wait((looking,), timeout=_AGAIN_S)
 
@@ -340,11 +339,7 @@ class AsyncNodes(ManyNodes, AsyncTransport):
         for node in nodes:
             with contextlib.suppress(KeysideError):
                 found.append(await self._executors(node))
-        if not found:
-            return f"{where} does not answer"
-        names = [name for some, _ in found for name in some]
-        infos = [info for _, some in found for info in some]
-        return who_serves(bare_device(device.encode()), names, infos, where)
+        return said_of(device, where, found)
 
     async def _executors(self, node: Node) -> tuple[list[str], list[dict[str, Any]]]:
         """Return the names of the executors of a node, and what those that live say of themselves."""

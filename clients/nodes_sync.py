@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.packed import Packer
-from keyside.clients.places import ManyNodes, laggards
+from keyside.clients.places import ManyNodes, laggards, said_of
 from keyside.clients.plan import Plan, SpreadPacker
 from keyside.clients.pool import Pool
-from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.clients.transport_sync import SyncTransport
-from keyside.clients.way import FREE_SLICE_S, LATE_S, SLICE_S, Way, asked, bare_device, passing
+from keyside.clients.way import FREE_SLICE_S, LATE_S, SLICE_S, Way, asked, passing
 from keyside.clients.wire import Wire
 from keyside.tensorstore import keys, plain, storing
 from keyside.tensorstore.command import Command, Name
@@ -327,11 +326,7 @@ class SyncNodes(ManyNodes, SyncTransport):
         for node in nodes:
             with contextlib.suppress(KeysideError):
                 found.append(self._executors(node))
-        if not found:
-            return f"{where} does not answer"
-        names = [name for some, _ in found for name in some]
-        infos = [info for _, some in found for info in some]
-        return who_serves(bare_device(device.encode()), names, infos, where)
+        return said_of(device, where, found)
 
     def _executors(self, node: Node) -> tuple[list[str], list[dict[str, Any]]]:
         """Return the names of the executors of a node, and what those that live say of themselves."""

@@ -5,12 +5,13 @@ from typing import Any
 
 from keyside.clients.endpoint import Endpoint
 from keyside.clients.plan import Plan
+from keyside.clients.request import who_serves
 from keyside.clients.topology import Node
 from keyside.tensorstore import keys
 from keyside.tensorstore.command import Name
 from keyside.tensorstore.errors import TryAgain
 
-__all__ = ["LINE_S", "ManyNodes", "OneNode", "laggards"]
+__all__ = ["LINE_S", "ManyNodes", "OneNode", "laggards", "said_of"]
 
 LINE_S = 5.0
 """How long each step of making a connection for channels may take."""
@@ -106,6 +107,21 @@ class ManyNodes(OneNode):
         """Return the tags of all nodes but the home of a model."""
         home = self.plan.topology.home(name)
         return [node.tag for node in self.nodes() if node is not home]
+
+
+def said_of(device: str, where: str, found: Sequence[tuple[Sequence[str], Sequence[dict[str, Any]]]]) -> str:
+    """Say which executors could answer on a queue.
+
+    Args:
+        device: the queue.
+        where: it is served, in words.
+        found: of each node that has answered, the executors that it knows, and what those that live say of themselves.
+    """
+    if not found:
+        return f"{where} does not answer"
+    names = [name for some, _ in found for name in some]
+    infos = [info for _, some in found for info in some]
+    return who_serves(device, names, infos, where)
 
 
 def laggards(node: Node, infos: Sequence[Mapping[str, Any]], model: str, device: str) -> tuple[list[str], bool]:

@@ -155,9 +155,8 @@ class Strays(threading.Thread):
 
     def _remove_if_empty(self, word: str) -> bool:
         """Take a queue away that has no entries, whoever may be about to add one, and its account of bytes."""
-        queue, _, tag = word.partition("@")
-        names = keys.NodeKeys(tag.encode())
-        stream, account = names.jobs(queue), names.bytes(queue)
+        node = self._worker.node
+        stream, account = node.queue(word), node.account(word)
         _, length = self._wire.call_many(((b"WATCH", stream), (b"XLEN", stream)))
         if length != 0:
             self._wire.call_many(((b"UNWATCH",),))

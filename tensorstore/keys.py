@@ -240,8 +240,17 @@ class NodeKeys:
 
     def queue(self, word: str) -> bytes:
         """Stream of the queue that a word means: ``CPU``, ``CPU!H``, or with the tag of another node ``CPU@0aB``."""
+        node, device = self._node_of(word)
+        return node.jobs(device)
+
+    def account(self, word: str) -> bytes:
+        """String: the bytes held by the larger jobs of the queue that a word means; see `bytes`."""
+        node, device = self._node_of(word)
+        return node.bytes(device)
+
+    def _node_of(self, word: str) -> tuple["NodeKeys", str]:
         device, _, other = word.partition("@")
-        return NodeKeys(other.encode()).jobs(device) if other else self.jobs(device)
+        return (NodeKeys(other.encode()) if other else self), device
 
     def stats(self, model_id: Part) -> bytes:
         """Hash of the counters of one version (``uid-version``) on this node."""

@@ -122,7 +122,6 @@ class ScriptModel:
         self._text = text
         self._target = None if target.type == "cpu" else target
         self.habits = habits
-        self._mutates = habits.mutates
         self._listen = script_metrics.Printing if habits.prints else contextlib.nullcontext
         self._torch = torch
 
@@ -170,7 +169,7 @@ class ScriptModel:
                 "TorchScript has no tensors of text: give STRING tensors to a Python function (FUNCTIONS), or as ARGS"
             )
         # A script that writes to its inputs must not write to what was received.
-        tensor = self._torch.from_numpy(np.array(array) if self._mutates else contiguous(array))
+        tensor = self._torch.from_numpy(np.array(array) if self.habits.mutates else contiguous(array))
         return tensor if self._target is None else tensor.to(self._target)
 
     def _give(self, value: Any) -> Array:

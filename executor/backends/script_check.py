@@ -267,7 +267,7 @@ def check_graphs(functions: Sequence[Any]) -> Habits:
     mutates = prints = False
     for function in functions:
         # With what it calls of torch's own, such as relu, which may work in place.
-        for node in _live_nodes(function.inlined_graph):
+        for node in _nodes(function.inlined_graph, live=True):
             prints = prints or node.kind() == "prim::Print"
             mutates = mutates or "!" in str(node.schema())  # as in `aten::add_.Tensor(Tensor(a!) self, ..`
     return Habits(mutates, prints)
@@ -288,25 +288,16 @@ def _check_inlined(sizes: dict[str, int], calls: dict[str, list[str]]) -> None:
         total(name)
 
 
-def _live_nodes(graph: Any) -> Iterator[Any]:
-    """All nodes but those in branches that a constant rules out, such as `if inplace:` in a function of torch."""
+def _nodes(graph: Any, *, live: bool = False) -> Iterator[Any]:
+    """All nodes; `live`: but those in branches that a constant rules out, as `if inplace:` in a function of torch."""
     blocks = [graph]
     while blocks:
         for node in blocks.pop().nodes():
             yield node
             inner = list(node.blocks())
-            if node.kind() == "prim::If":
+            if live and node.kind() == "prim::If":
                 decides = next(node.inputs()).node()
                 if decides.kind() == "prim::Constant" and decides.hasAttribute("value"):
                     inner = inner[:1] if decides.i("value") else inner[1:]
             blocks.extend(inner)
-            blocks.extend(node.g(name) for name in node.attributeNames() if node.kindOf(name) == "g")
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    blocks = [graph]
-    while blocks:
-        for node in blocks.pop().nodes():
-            yield node
-            blocks.extend(node.blocks())
             blocks.extend(node.g(name) for name in node.attributeNames() if node.kindOf(name) == "g")

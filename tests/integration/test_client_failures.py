@@ -204,7 +204,7 @@ async def test_a_job_may_take_longer_than_a_server_may_say_nothing(connect: Conn
             executor.pause()
             try:
                 task = asyncio.ensure_future(client.predict("m", X))
-                await asyncio.sleep(2.2)
+                await asyncio.sleep(2.2)  # twice as long as the server may say nothing: that is what is tested
             finally:
                 executor.resume()
             assert np.array_equal(await task, Y)

@@ -200,8 +200,8 @@ async def test_what_may_run_anywhere_does_not_wait_where_no_executor_is_left(
     for _ in range(10):
         np.testing.assert_array_equal(await client.predict("m", X), Y)
     served.pause()  # what comes to it now it may have claimed, or not
-    calls = [asyncio.ensure_future(client.predict("m", big if n % 8 == 0 else X + n)) for n in range(40)]
-    calls += [asyncio.ensure_future(client.predict("m", (X + n).tolist())) for n in range(10)]
+    inputs = [big if n % 8 == 0 else X + n for n in range(40)] + [(X + n).tolist() for n in range(10)]
+    calls = [asyncio.ensure_future(client.predict("m", x)) for x in inputs]
     await until(lambda: queued(node))
     began = time.monotonic()
     try:
@@ -210,13 +210,17 @@ async def test_what_may_run_anywhere_does_not_wait_where_no_executor_is_left(
         else:  # as an executor that stops and has said so
             served.resume()
             await asyncio.to_thread(served.stop)
-        for n, call in enumerate(calls):
-            x = big if n < 40 and n % 8 == 0 else X + n if n < 40 else X + n - 40
-            np.testing.assert_array_equal(await call, x * 2 + 1)
+        for x, call in zip(inputs, calls, strict=True):
+            np.testing.assert_array_equal(await call, np.asarray(x) * 2 + 1)
         assert time.monotonic() - began < 15
         np.testing.assert_array_equal(await client.predict("m", X), Y)
     finally:
         await asyncio.to_thread(served.start)
+
+
+def added(db: Any) -> dict[bytes, int]:
+    """How many jobs the queues of a node have ever had."""
+    return {key: db.xinfo_stream(key)["entries-added"] for key in db.keys("ks:{*}:jobs:CPU")}
 
 
 async def test_a_client_that_was_idle_looks_before_it_chooses(connect: Connect, fragile: Grid) -> None:
@@ -228,10 +232,10 @@ async def test_a_client_that_was_idle_looks_before_it_chooses(connect: Connect, 
     try:
         await asyncio.sleep(3.1)  # what it knows is outdated then
         with node.client() as db:
-            added = {key: db.xinfo_stream(key)["entries-added"] for key in db.keys("ks:{*}:jobs:CPU")}
+            before = added(db)
             for _ in range(10):
                 np.testing.assert_array_equal(await client.predict("m", X), Y)
-            assert {key: db.xinfo_stream(key)["entries-added"] for key in db.keys("ks:{*}:jobs:CPU")} == added
+            assert added(db) == before
     finally:
         await asyncio.to_thread(served.start)
 
